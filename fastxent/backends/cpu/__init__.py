@@ -1,0 +1,107 @@
+"""The CPU backend: the verbs every backend has, each a loop of bounded launches over blocks of rows.
+
+A launch is bounded so that Ctrl-C is answered between launches, and so that rows without a contiguous native view can
+be gathered into a small buffer instead of being copied whole.
+"""
+
+import numpy as np
+
+from fastxent.backends.cpu import kernels
+from fastxent.backends.cpu.twins import Twins
+from fastxent.state import ABSENT, IGNORED, LseState, Statistics
+
+_LAUNCH = 1 << 26  # elements in one launch: some 10 ms
+_GATHER = 1 << 20  # elements gathered at a time: a few megabytes, still in the cache when the kernel reads them
+
+_statistics = Twins(kernels.statistics)
+_statistics_and_gradient = Twins(kernels.statistics_and_gradient)
+_accumulate = Twins(kernels.accumulate)
+_logsumexp = Twins(kernels.logsumexp)
+_log_softmax = Twins(kernels.log_softmax)
+_softmax = Twins(kernels.softmax)
+
+
+def why_unavailable():
+    """None: the CPU is always there."""
+    return None
+
+
+def statistics(logits, targets, weight=None):
+    """See `fastxent.backends.reference.statistics`."""
+    result = Statistics.allocate(len(logits), weight is not None)
+    weight = _class_weights(weight, logits)
+    for rows, block in _blocks(logits):
+        part = result[rows]
+        _statistics(block.size, block, targets[rows], weight, part.nll, part.lse, part.peak, part.gap)
+    return result
+
+
+def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
+    """See `fastxent.backends.reference.statistics_and_gradient`."""
+    result = Statistics.allocate(len(logits), weight is not None)
+    weight = _class_weights(weight, logits)
+    for rows, block in _blocks(logits):
+        part, terms = result[rows], out[rows]
+        _statistics_and_gradient(
+            block.size, block, targets[rows], weight, coefficients[rows], terms, _references(block),
+            part.nll, part.lse, part.peak, part.gap,
+        )  # fmt: skip
+    return result
+
+
+def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
+    """See `fastxent.backends.reference.accumulate`."""
+    columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
+    here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
+    local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
+    weight = _class_weights(weight, logits)
+    for rows, block in _blocks(logits):
+        _accumulate(block.size, block, local[rows], weight, columns[rows])
+    return LseState(columns)
+
+
+def logsumexp(logits):
+    """See `fastxent.backends.reference.logsumexp`."""
+    lse = np.empty(len(logits))
+    for rows, block in _blocks(logits):
+        _logsumexp(block.size, block, lse[rows])
+    return lse
+
+
+def log_softmax(logits, out):
+    """See `fastxent.backends.reference.log_softmax`."""
+    for rows, block in _blocks(logits):
+        _log_softmax(block.size, block, out[rows])
+    return out
+
+
+def softmax(logits, out):
+    """See `fastxent.backends.reference.softmax`."""
+    for rows, block in _blocks(logits):
+        _softmax(block.size, block, out[rows], _references(block))
+    return out
+
+
+def _blocks(logits):
+    """``rows, block``: slices of rows and their logits as a contiguous native array."""
+    ready = logits.flags.c_contiguous and logits.dtype.isnative and logits.flags.aligned
+    size = max(1, (_LAUNCH if ready else _GATHER) // logits.shape[1])
+    for start in range(0, len(logits), size):
+        rows = slice(start, min(len(logits), start + size))
+        block = logits[rows] if ready else np.ascontiguousarray(logits[rows], logits.dtype.newbyteorder("="))
+        yield rows, _read_only(block)
+
+
+def _read_only(block):
+    """A view that no kernel can write: read-only and writable arrays then share one compiled kernel."""
+    view = block.view()
+    view.flags.writeable = False
+    return view
+
+
+def _class_weights(weight, logits):
+    return None if weight is None else _read_only(np.ascontiguousarray(weight, logits.dtype.newbyteorder("=")))
+
+
+def _references(block):
+    return np.empty((len(block), -(-block.shape[1] // kernels.STRIP), 2))

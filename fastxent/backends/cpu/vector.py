@@ -1,0 +1,297 @@
+"""SIMD vectors as Numba values: sixteen lanes of one kind of number, lowered to LLVM vector instructions.
+
+A kernel that says its lanes aloud does not depend on what a vectoriser makes of a loop: the same lanes are added in
+the same order in every kernel, on every machine and at every vector width (LLVM splits sixteen lanes into as many
+registers as the machine needs), and packed code is certain. Only memory and arithmetic are here; formulas are in
+`fastxent.rowmath`, loops in `fastxent.backends.cpu.kernels`.
+
+Lanes outside a row are read as a given fill and never written, so a ragged tail needs no padding.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.core.datamodel.registry import register_default
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin
+
+LANES = 16
+
+_INT32 = ir.IntType(32)
+
+
+class Vector(types.Type):
+    """``LANES`` numbers of type ``element``."""
+
+    def __init__(self, element):
+        self.element = element
+        super().__init__(name=f"Vector({element})")
+
+
+@register_default(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        element = dmm[fe_type.element].get_value_type()
+        super().__init__(dmm, fe_type, ir.VectorType(element, LANES))
+
+
+def _vector_among(*kinds):
+    return next((kind for kind in kinds if isinstance(kind, Vector)), None)
+
+
+def _splat(builder, value):
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, value, _INT32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
+
+
+def _as_vectors(context, builder, values, kinds, vector):
+    """Scalars among ``values`` converted to the vector's element and copied to every lane."""
+    return [
+        value if isinstance(kind, Vector) else _splat(builder, context.cast(builder, value, kind, vector.element))
+        for value, kind in zip(values, kinds, strict=True)
+    ]
+
+
+def _call(builder, name, result, arguments):
+    function = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
+
+
+def _suffix(vector):
+    return f"v{LANES}{'f' if isinstance(vector.element, types.Float) else 'i'}{vector.element.bitwidth}"
+
+
+def _define_operator(symbol, for_floats, for_integers):
+    @infer_global(symbol)
+    class _Typing(AbstractTemplate):
+        def generic(self, args, kws):
+            vector = _vector_among(*args)
+            if vector is not None and len(args) == 2:
+                return signature(vector, *args)
+            return None
+
+    def lower(context, builder, sig, args):
+        left, right = _as_vectors(context, builder, args, sig.args, sig.return_type)
+        is_float = isinstance(sig.return_type.element, types.Float)
+        return getattr(builder, for_floats if is_float else for_integers)(left, right)
+
+    for kinds in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
+        lower_builtin(symbol, *kinds)(lower)
+
+
+_define_operator(operator.add, "fadd", "add")
+_define_operator(operator.sub, "fsub", "sub")
+_define_operator(operator.mul, "fmul", "mul")
+_define_operator(operator.lshift, None, "shl")
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """a * b + c, rounded once; scalars take part in every lane."""
+    vector = _vector_among(a, b, c)
+
+    def lower(context, builder, sig, args):
+        if vector is None:
+            return builder.fma(*args)
+        args = _as_vectors(context, builder, args, sig.args, vector)
+        return _call(builder, f"llvm.fma.{_suffix(vector)}", args[0].type, args)
+
+    if vector is None and not (isinstance(a, types.Float) and a == b == c):
+        return None
+    return (vector or a)(a, b, c), lower
+
+
+@intrinsic
+def at_least(typing, x, floor):
+    """The larger of the two; NaN in ``x`` stays. One instruction: max(floor, x) returns x when it is NaN."""
+    result = _vector_among(x, floor) or x
+
+    def lower(context, builder, sig, args):
+        if isinstance(result, Vector):
+            args = _as_vectors(context, builder, args, sig.args, result)
+        return builder.select(builder.fcmp_ordered(">", args[1], args[0]), args[1], args[0])
+
+    return result(x, floor), lower
+
+
+@intrinsic
+def larger(typing, x, peak):
+    """The larger of the two lane by lane; NaN in ``x`` is passed over."""
+
+    def lower(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[0], args[1])
+
+    return x(x, peak), lower
+
+
+@intrinsic
+def weighted(typing, weight, x):
+    """weight * x, and 0 where the weight is 0 even if x is infinite."""
+
+    def lower(context, builder, sig, args):
+        zero = ir.Constant(args[0].type, None)
+        product = builder.fmul(args[0], args[1])
+        return builder.select(builder.fcmp_unordered("!=", args[0], zero), product, zero)
+
+    return x(weight, x), lower
+
+
+_SAME_BITS = {
+    types.float32: types.int32,
+    types.float64: types.int64,
+    types.int32: types.float32,
+    types.int64: types.float64,
+}
+
+
+@intrinsic
+def bits(typing, x):
+    """The bits of a floating number as an integer of the same width, and the way back."""
+    result = Vector(_SAME_BITS[x.element]) if isinstance(x, Vector) else _SAME_BITS[x]
+
+    def lower(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(result))
+
+    return result(x), lower
+
+
+@intrinsic
+def lanes_of(typing, value):
+    """``value`` in every lane."""
+    return Vector(value)(value), lambda context, builder, sig, args: _splat(builder, args[0])
+
+
+@intrinsic
+def to_float64(typing, x):
+    """Every lane as a float64."""
+    result = Vector(types.float64)
+
+    def lower(context, builder, sig, args):
+        if x == result:
+            return args[0]
+        return builder.fpext(args[0], context.get_value_type(result))
+
+    return result(x), lower
+
+
+def _halves(builder, value):
+    half = value.type.count // 2
+    undefined = ir.Constant(value.type, ir.Undefined)
+
+    def part(first):
+        mask = ir.Constant(ir.VectorType(_INT32, half), list(range(first, first + half)))
+        return builder.shuffle_vector(value, undefined, mask)
+
+    return part(0), part(half)
+
+
+@intrinsic
+def sum_lanes(typing, x):
+    """The sum of the lanes, halves added to halves: a fixed order."""
+
+    def lower(context, builder, sig, args):
+        value = args[0]
+        while value.type.count > 1:
+            value = builder.fadd(*_halves(builder, value))
+        return builder.extract_element(value, _INT32(0))
+
+    return x.element(x), lower
+
+
+@intrinsic
+def peak_of_lanes(typing, x):
+    """The largest lane; there is no NaN in a result of `larger`."""
+
+    def lower(context, builder, sig, args):
+        value = args[0]
+        while value.type.count > 1:
+            low, high = _halves(builder, value)
+            value = builder.select(builder.fcmp_ordered(">", low, high), low, high)
+        return builder.extract_element(value, _INT32(0))
+
+    return x.element(x), lower
+
+
+def _address(context, builder, kind, array, index, vector):
+    data = context.make_array(kind)(context, builder, array).data
+    pointer = builder.gep(data, [index], inbounds=True)
+    return builder.bitcast(pointer, context.get_value_type(vector).as_pointer())
+
+
+def _mask(builder, count, but):
+    """Lanes below ``count`` except lane ``but`` (-1 for none)."""
+    lane = ir.Constant(ir.VectorType(_INT32, LANES), list(range(LANES)))
+    inside = builder.icmp_signed("<", lane, _splat(builder, builder.trunc(count, _INT32)))
+    if but is None:
+        return inside
+    return builder.and_(inside, builder.icmp_signed("!=", lane, _splat(builder, builder.trunc(but, _INT32))))
+
+
+@intrinsic
+def load(typing, array, index):
+    """Sixteen numbers from ``array[index]`` on; any alignment of whole numbers."""
+    vector = Vector(array.dtype)
+
+    def lower(context, builder, sig, args):
+        value = builder.load(_address(context, builder, array, *args, vector))
+        value.align = array.dtype.bitwidth // 8
+        return value
+
+    return vector(array, index), lower
+
+
+@intrinsic
+def load_some(typing, array, index, count, but, fill):
+    """As `load`, but lanes from ``count`` on and lane ``but`` are not read: they hold ``fill``."""
+    vector = Vector(array.dtype)
+
+    def lower(context, builder, sig, args):
+        address = _address(context, builder, array, *args[:2], vector)
+        filled = _splat(builder, context.cast(builder, args[4], fill, vector.element))
+        align = _INT32(array.dtype.bitwidth // 8)
+        arguments = [address, align, _mask(builder, args[2], args[3]), filled]
+        return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", filled.type, arguments)
+
+    return vector(array, index, types.int64, types.int64, fill), lower
+
+
+@intrinsic
+def store(typing, array, index, value):
+    """Write sixteen numbers from ``array[index]`` on."""
+
+    def lower(context, builder, sig, args):
+        instruction = builder.store(args[2], _address(context, builder, array, *args[:2], value))
+        instruction.align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), lower
+
+
+@intrinsic
+def store_some(typing, array, index, count, value):
+    """Write the lanes below ``count``."""
+
+    def lower(context, builder, sig, args):
+        address = _address(context, builder, array, *args[:2], value)
+        align = _INT32(array.dtype.bitwidth // 8)
+        arguments = [args[3], address, align, _mask(builder, args[2], None)]
+        _call(builder, f"llvm.masked.store.{_suffix(value)}.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(array, index, types.int64, value), lower
+
+
+@intrinsic
+def widest_registers(typing):
+    """Let the calling function use 512-bit registers where the machine has them; LLVM keeps to 256 otherwise."""
+
+    def lower(context, builder, sig, args):
+        # the set of attributes refuses what LLVM's list does not name, so the string goes in beneath it
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), lower

@@ -1,0 +1,28 @@
+"""From the losses of rows to what the caller gets; sums are float64 in fixed blocks, the same for any threads."""
+
+import numpy as np
+
+_BLOCK = 1024
+
+
+def total(values):
+    """The float64 sum of a vector in row order: blocks of 1,024, then their sums."""
+    values = np.asarray(values, np.float64)
+    if values.size <= _BLOCK:
+        return np.float64(values.sum())
+    return np.float64(np.add.reduceat(values, np.arange(0, values.size, _BLOCK)).sum())
+
+
+def divisor(row_weights, reduction, denominator):
+    """What a reduced loss and its gradient are divided by: 1 but for a mean."""
+    if reduction != "mean":
+        return np.float64(1.0)
+    return total(row_weights) if denominator is None else np.float64(denominator)
+
+
+def reduce(losses, reduction, divided_by, dtype, shape):
+    """``losses`` (N,) float64 as an array of ``shape`` for "none", else as a NumPy scalar, of ``dtype``."""
+    if reduction == "none":
+        return losses.astype(dtype).reshape(shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return dtype.type(total(losses) / divided_by)

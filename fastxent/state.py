@@ -1,0 +1,83 @@
+"""LseState: what is known of each row after some of its classes, and how two such states become one.
+
+The kernels fill it, block by block; merging and finishing are here. It keeps the digits that a plain logsumexp loses,
+because the target is never added to the sum of the others.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastxent import rowmath
+
+# what a target may be instead of a class index, once `arguments` has read it
+IGNORED = -1  # the row counts for nothing and is not read
+ABSENT = -2  # the target lies in no class of this block
+
+FIELDS = ("base", "exponent", "total", "low", "peak", "gap", "mass", "target_logit", "target_mass")
+
+_ROWS = rowmath.build_rows(rowmath.NumpyOps)
+
+
+@dataclass(frozen=True, slots=True)
+class LseState:
+    """Mergeable statistics of N rows over the classes seen so far.
+
+    Attributes
+    ----------
+    columns : ndarray of float64, shape (N, 9)
+        In the order of `FIELDS`. The classes other than the target sum to exp(base) 2**exponent (total + low);
+        peak is the largest of their logits, gap is sum w (peak - z) and mass sum w over them (0 unless asked for);
+        target_mass is 1 once the target's own logit, target_logit, has been seen.
+    """
+
+    columns: np.ndarray
+
+    @classmethod
+    def empty(cls, rows):
+        """The identity of `merge`: ``rows`` rows of which no class has been seen."""
+        columns = np.zeros((rows, len(FIELDS)))
+        columns[:, FIELDS.index("peak")] = -np.inf
+        columns[:, FIELDS.index("target_logit")] = -np.inf
+        return cls(columns)
+
+    def __getitem__(self, field):
+        return self.columns[:, FIELDS.index(field)]
+
+    def merge(self, other):
+        """The state of the classes of both, which must not share a class."""
+        merged = np.empty_like(self.columns)
+        with np.errstate(all="ignore"):
+            merged[:, :4] = np.stack(_ROWS.add(*self.columns[:, :4].T, *other.columns[:, :4].T), axis=1)
+            merged[:, 4:7] = np.stack(_ROWS.add_gap(*self.columns[:, 4:7].T, *other.columns[:, 4:7].T), axis=1)
+        held = other["target_mass"] > 0.0
+        merged[:, 7] = np.where(held, other["target_logit"], self["target_logit"])
+        merged[:, 8] = self["target_mass"] + other["target_mass"]
+        return LseState(merged)
+
+    def nll(self):
+        """lse - target logit of each row in nats, float64 (N,), with every digit on confident rows."""
+        with np.errstate(all="ignore"):
+            return _ROWS.nll(self["base"], self["exponent"], self["total"], self["target_logit"])
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a loss needs of N whole rows, float64 (N,) each: nll = lse - target logit, lse, the peak of the others.
+
+    gap is sum w (lse - z) over all classes, None unless class weights were given. An ignored row: nll and gap 0, the
+    rest NaN.
+    """
+
+    nll: np.ndarray
+    lse: np.ndarray
+    peak: np.ndarray
+    gap: np.ndarray | None
+
+    @classmethod
+    def allocate(cls, rows, with_gap):
+        """Arrays for ``rows`` rows, not filled."""
+        return cls(np.empty(rows), np.empty(rows), np.empty(rows), np.empty(rows) if with_gap else None)
+
+    def __getitem__(self, rows):
+        return Statistics(self.nll[rows], self.lse[rows], self.peak[rows], None if self.gap is None else self.gap[rows])
