@@ -48,7 +48,7 @@ def get(name):
 
 
 def choose(name=None):
-    """The backend of a call: ``name``, else FASTXENT_BACKEND of the environment, else the fastest, never `reference`."""
+    """The backend ``name``, else the environment's FASTXENT_BACKEND, else the fastest; never `reference` by itself."""
     return get(name or os.environ.get("FASTXENT_BACKEND") or "cpu")
 
 

@@ -67,7 +67,7 @@ class _Locators:
 
 def _function_cache(py_func, twin):
     class Implementation(caching.CompileResultCacheImpl):
-        _locator_classes = [_Locators(twin)]
+        _locator_classes = (_Locators(twin),)
 
     class KernelCache(caching.FunctionCache):
         _impl_class = Implementation

@@ -216,9 +216,10 @@ def peak_of_lanes(typing, x):
     return x.element(x), lower
 
 
-def _address(context, builder, kind, array, index, vector):
-    data = context.make_array(kind)(context, builder, array).data
-    pointer = builder.gep(data, [index], inbounds=True)
+def _address(context, builder, kind, args, vector):
+    """Where ``array[index]`` lies, ``args`` beginning with the two."""
+    data = context.make_array(kind)(context, builder, args[0]).data
+    pointer = builder.gep(data, [args[1]], inbounds=True)
     return builder.bitcast(pointer, context.get_value_type(vector).as_pointer())
 
 
@@ -237,7 +238,7 @@ def load(typing, array, index):
     vector = Vector(array.dtype)
 
     def lower(context, builder, sig, args):
-        value = builder.load(_address(context, builder, array, *args, vector))
+        value = builder.load(_address(context, builder, array, args, vector))
         value.align = array.dtype.bitwidth // 8
         return value
 
@@ -250,7 +251,7 @@ def load_some(typing, array, index, count, but, fill):
     vector = Vector(array.dtype)
 
     def lower(context, builder, sig, args):
-        address = _address(context, builder, array, *args[:2], vector)
+        address = _address(context, builder, array, args, vector)
         filled = _splat(builder, context.cast(builder, args[4], fill, vector.element))
         align = _INT32(array.dtype.bitwidth // 8)
         arguments = [address, align, _mask(builder, args[2], args[3]), filled]
@@ -264,7 +265,7 @@ def store(typing, array, index, value):
     """Write sixteen numbers from ``array[index]`` on."""
 
     def lower(context, builder, sig, args):
-        instruction = builder.store(args[2], _address(context, builder, array, *args[:2], value))
+        instruction = builder.store(args[2], _address(context, builder, array, args, value))
         instruction.align = array.dtype.bitwidth // 8
         return context.get_dummy_value()
 
@@ -276,7 +277,7 @@ def store_some(typing, array, index, count, value):
     """Write the lanes below ``count``."""
 
     def lower(context, builder, sig, args):
-        address = _address(context, builder, array, *args[:2], value)
+        address = _address(context, builder, array, args, value)
         align = _INT32(array.dtype.bitwidth // 8)
         arguments = [args[3], address, align, _mask(builder, args[2], None)]
         _call(builder, f"llvm.masked.store.{_suffix(value)}.p0", ir.VoidType(), arguments)
