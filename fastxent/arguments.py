@@ -41,13 +41,14 @@ def normalise(logits, targets, options):
     """The `Problem` of logits (..., V) and targets (...) under ``options`` (an Options or a mapping)."""
     options = _read_options(options)
     logits = read_logits(logits)
-    targets = _read_targets(logits, targets)
+    targets = np.asarray(targets)
+    check_targets(targets.shape, targets.dtype, logits.shape)
     classes = logits.shape[-1]
     weight = None if options.weight is None else _read_weight(options.weight, classes)
     _check_scalars(options)
     return Problem(
         logits=_as_rows(logits),
-        targets=_mark_ignored(targets.reshape(-1), options.ignore_index, classes),
+        targets=mark_ignored(targets.reshape(-1), options.ignore_index, classes),
         options=_replace_weight(options, weight),
         shape=targets.shape,
         loss_dtype=np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32),
@@ -60,14 +61,43 @@ def read_logits(logits):
         if getattr(logits, attribute, False) is True:
             raise TypeError(f"logits take part in automatic differentiation; use {bridge}")
     logits = np.asarray(logits)
-    if logits.dtype.newbyteorder("=") not in DTYPES:
-        names = ", ".join(str(dtype) for dtype in DTYPES)
-        raise TypeError(f"logits must have one of the dtypes {names}, not {logits.dtype}")
-    if logits.ndim == 0:
-        raise ValueError("logits must have at least one axis, the classes; got a scalar")
-    if logits.shape[-1] == 0:
-        raise ValueError(f"logits must have at least one class; got shape {logits.shape}")
+    check_logits(logits.shape, logits.dtype)
     return logits
+
+
+def check_logits(shape, dtype):
+    """Logits of this ``shape`` and ``dtype`` can be taken, or a TypeError or ValueError says why not."""
+    if dtype.newbyteorder("=") not in DTYPES:
+        raise TypeError(f"logits must have one of the dtypes {', '.join(map(str, DTYPES))}, not {dtype}")
+    if not shape:
+        raise ValueError("logits must have at least one axis, the classes; got a scalar")
+    if shape[-1] == 0:
+        raise ValueError(f"logits must have at least one class; got shape {shape}")
+
+
+def check_targets(shape, dtype, logits_shape):
+    """Targets of this ``shape`` and ``dtype`` fit the logits, or a TypeError or ValueError says why not."""
+    if dtype.kind not in "iu":
+        raise TypeError(f"targets must be integer class indices, not {dtype}")
+    if shape != logits_shape[:-1]:
+        raise ValueError(
+            f"targets must have the shape of logits without its last axis, {logits_shape[:-1]}; got {shape}"
+        )
+
+
+def mark_ignored(targets, ignore_index, classes, first_row=0):
+    """Targets (N,) as int64, IGNORED for ``ignore_index``; any other outside [0, classes) is an IndexError."""
+    if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"ignore_index must be an integer or None, not {ignore_index!r}")
+    ignored = np.zeros(targets.shape, bool) if ignore_index is None else targets == ignore_index
+    wrong = ((targets < 0) | (targets >= classes)) & ~ignored
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise IndexError(
+            f"targets must lie in [0, {classes - 1}]{'' if ignore_index is None else f' or be {ignore_index}'}; "
+            f"{int(wrong.sum())} of {targets.size} do not, the first in row {first_row + row} with value {targets[row]}"
+        )
+    return np.where(ignored, IGNORED, targets.astype(np.int64, copy=False))
 
 
 def read_out(out, logits, name="out"):
@@ -117,32 +147,6 @@ def _replace_weight(options, weight):
 
 def _as_rows(logits):
     return logits.reshape(-1, logits.shape[-1]) if logits.ndim != 2 else logits
-
-
-def _read_targets(logits, targets):
-    targets = np.asarray(targets)
-    if targets.dtype.kind not in "iu":
-        raise TypeError(f"targets must be integer class indices, not {targets.dtype}")
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets must have the shape of logits without its last axis, {logits.shape[:-1]}; got {targets.shape}"
-        )
-    return targets
-
-
-def _mark_ignored(targets, ignore_index, classes):
-    """Targets as int64 with IGNORED for ``ignore_index``; any other target outside [0, classes) is an IndexError."""
-    if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
-        raise TypeError(f"ignore_index must be an integer or None, not {ignore_index!r}")
-    ignored = np.zeros(targets.shape, bool) if ignore_index is None else targets == ignore_index
-    wrong = ((targets < 0) | (targets >= classes)) & ~ignored
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise IndexError(
-            f"targets must lie in [0, {classes - 1}]{'' if ignore_index is None else f' or be {ignore_index}'}; "
-            f"{int(wrong.sum())} of {targets.size} do not, the first in row {row} with value {targets[row]}"
-        )
-    return np.where(ignored, IGNORED, targets.astype(np.int64, copy=False))
 
 
 def _read_weight(weight, classes):

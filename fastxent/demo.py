@@ -10,6 +10,9 @@ from importlib.resources import files
 import numpy as np
 
 import fastxent
+from fastxent import io, scoring
+from fastxent.bench import candidates, limits, timing
+from fastxent.bench.cases import speed_case
 
 HELD_OUT = 360
 STEPS = 200
@@ -46,3 +49,66 @@ def train(steps=STEPS, learning_rate=2.0, every=20):
             accuracy = float((logits.argmax(axis=1) == targets).mean())
             yield Step(step, float(loss), float(fastxent.cross_entropy(logits, targets)), accuracy)
     yield held_out @ parameters, targets
+
+
+def save(folder, logits, targets):
+    """Write logits.npy and targets.npy to ``folder``; returns their paths and that of the scores to come."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "logits.npy", folder / "targets.npy", folder / "scores.npy"
+    np.save(paths[0], logits)
+    np.save(paths[1], targets)
+    return paths
+
+
+def score(logits_path, targets_path, scores_path):
+    """What ``fastxent score`` does with these files; returns the summary's figures."""
+    logits, targets = io.NpySource.open(logits_path), io.NpySource.open(targets_path)
+    summary = scoring.Summary()
+    with io.NpySink(scores_path, scoring.record_dtype(logits.dtype), targets.shape) as sink:
+        for records, greedy, size in scoring.score_blocks(logits, targets):
+            sink.append(records)
+            summary.add(records, greedy, size)
+    return summary.as_dict()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A measured pass: its limit is reading the logits once, and writing them too for a gradient."""
+
+    label: str
+    seconds: float
+    of_limit: float
+    against_numpy: float
+
+
+def measure_speed():
+    """Time the loss, and the loss with its gradient, beside their limits and plain NumPy, in interleaved rounds."""
+    logits, targets, _ = speed_case(2000, 32_000).build()
+    out = np.empty_like(logits)
+    seconds = timing.interleaved(
+        {
+            "read": lambda: limits.read(logits),
+            "copy": lambda: limits.copy(logits, out),
+            "loss": lambda: fastxent.cross_entropy(logits, targets),
+            "loss and gradient": lambda: fastxent.cross_entropy_with_grad(logits, targets, out=out),
+            "numpy": lambda: candidates.numpy_cross_entropy(logits, targets),
+            "numpy with gradient": lambda: candidates.numpy_cross_entropy_with_grad(logits, targets),
+        },
+        rounds=5,
+    )
+    return [
+        Speed(label, seconds[label], seconds[limit] / seconds[label], seconds[peer] / seconds[label])
+        for label, limit, peer in (
+            ("loss", "read", "numpy"),
+            ("loss and gradient", "copy", "numpy with gradient"),
+        )
+    ]
+
+
+def confident_row():
+    """The loss of a confident row by the plain float32 formula and by fastxent."""
+    logits = np.float32([[20, 0]])
+    return {
+        "plain float32 formula": candidates.numpy_cross_entropy(logits, np.array([0]))[0],
+        "fastxent": fastxent.cross_entropy(logits, [0]),
+    }

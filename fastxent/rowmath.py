@@ -214,7 +214,8 @@ def build_rows(ops):
         power, n = exp_split(target_logit - base)
         top = where(total > 0.0, where(n > exponent, n, exponent), n)
         others = total * power_of_two(exponent - top)
-        own = where(target_logit == -np.inf, 0.0, power * power_of_two(n - top))
+        own = where(target_logit < np.inf, power * power_of_two(n - top), np.nan)
+        own = where(target_logit == -np.inf, 0.0, own)
         whole = others + own
         return top, whole, others / whole, own / whole
 

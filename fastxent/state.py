@@ -63,21 +63,20 @@ class LseState:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a loss needs of N whole rows, float64 (N,) each: nll = lse - target logit, lse, the peak of the others.
+    """What a loss needs of N whole rows, float64 (N,) each: nll = lse - target logit, and the peak of the others.
 
-    gap is sum w (lse - z) over all classes, None unless class weights were given. An ignored row: nll and gap 0, the
-    rest NaN.
+    gap is sum w (lse - z) over all classes, None unless class weights were given. An ignored row: nll and gap 0, peak
+    NaN.
     """
 
     nll: np.ndarray
-    lse: np.ndarray
     peak: np.ndarray
     gap: np.ndarray | None
 
     @classmethod
     def allocate(cls, rows, with_gap):
         """Arrays for ``rows`` rows, not filled."""
-        return cls(np.empty(rows), np.empty(rows), np.empty(rows), np.empty(rows) if with_gap else None)
+        return cls(np.empty(rows), np.empty(rows), np.empty(rows) if with_gap else None)
 
     def __getitem__(self, rows):
-        return Statistics(self.nll[rows], self.lse[rows], self.peak[rows], None if self.gap is None else self.gap[rows])
+        return Statistics(self.nll[rows], self.peak[rows], None if self.gap is None else self.gap[rows])

@@ -14,17 +14,16 @@ def why_unavailable():
 
 
 def statistics(logits, targets, weight=None):
-    """nll, lse, the peak of the other classes and, with class weights (V,), the gap of whole rows."""
+    """nll, the peak of the other classes and, with class weights (V,), the gap of whole rows."""
     result = Statistics.allocate(len(logits), weight is not None)
     for i, t in enumerate(targets):
         if t == IGNORED:
-            result.nll[i], result.lse[i], result.peak[i] = 0.0, np.nan, np.nan
+            result.nll[i], result.peak[i] = 0.0, np.nan
             if weight is not None:
                 result.gap[i] = 0.0
             continue
         z = logits[i].astype(np.float64)
         result.nll[i] = _nll(z, t)
-        result.lse[i] = z[t] + result.nll[i]
         result.peak[i] = np.delete(z, t).max(initial=-np.inf)
         if weight is not None:
             with np.errstate(invalid="ignore"):

@@ -32,7 +32,7 @@ def statistics(logits, targets, weight=None):
     weight = _class_weights(weight, logits)
     for rows, block in _blocks(logits):
         part = result[rows]
-        _statistics(block.size, block, targets[rows], weight, part.nll, part.lse, part.peak, part.gap)
+        _statistics(block.size, block, targets[rows], weight, part.nll, part.peak, part.gap)
     return result
 
 
@@ -44,7 +44,7 @@ def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
         part, terms = result[rows], out[rows]
         _statistics_and_gradient(
             block.size, block, targets[rows], weight, coefficients[rows], terms, _references(block),
-            part.nll, part.lse, part.peak, part.gap,
+            part.nll, part.peak, part.gap,
         )  # fmt: skip
     return result
 

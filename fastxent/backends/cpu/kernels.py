@@ -221,11 +221,10 @@ def _sum_row(row, but, weight, terms, references):
 
 
 @_compiled
-def _finish_row(sums, target_logit, target_weight, i, nll, lse, peak, gap):
+def _finish_row(sums, target_logit, target_weight, i, nll, peak, gap):
     """A row's statistics from its sums: nll = lse - z_t, and gap = sum of w (lse - z) over all classes."""
     base, exponent, total, _, top, class_gap, mass = sums
     nll[i] = _nll(base, exponent, total, target_logit)
-    lse[i] = target_logit + nll[i]
     peak[i] = top
     if gap is not None:
         others = mass * ((target_logit - top) + nll[i]) if mass > 0.0 and top > -np.inf else 0.0
@@ -259,42 +258,42 @@ def _scale_strip(terms, weight, start, stop, factor, shift):
 
 
 @_compiled
-def _statistics_row(row, target, weight, i, nll, lse, peak, gap):
+def _statistics_row(row, target, weight, i, nll, peak, gap):
     if target == IGNORED:
-        nll[i], lse[i], peak[i] = 0.0, np.nan, np.nan
+        nll[i], peak[i] = 0.0, np.nan
         if gap is not None:
             gap[i] = 0.0
         return
     sums = _sum_row(row, target, weight, None, None)
     target_weight = np.float64(weight[target]) if weight is not None else 1.0
-    _finish_row(sums, np.float64(row[target]), target_weight, i, nll, lse, peak, gap)
+    _finish_row(sums, np.float64(row[target]), target_weight, i, nll, peak, gap)
 
 
 @_compiled
-def _gradient_row(row, target, weight, hit, smooth, extra, out, references, i, nll, lse, peak, gap):
+def _gradient_row(row, target, weight, hit, smooth, extra, out, references, i, nll, peak, gap):
     if target == IGNORED:
         out[:] = 0.0
-        nll[i], lse[i], peak[i] = 0.0, np.nan, np.nan
+        nll[i], peak[i] = 0.0, np.nan
         if gap is not None:
             gap[i] = 0.0
         return
     target_logit = np.float64(row[target])
     target_weight = np.float64(weight[target]) if weight is not None else 1.0
     sums = _sum_row(row, target, weight, out, references)
-    _finish_row(sums, target_logit, target_weight, i, nll, lse, peak, gap)
+    _finish_row(sums, target_logit, target_weight, i, nll, peak, gap)
     base, exponent, total = sums[0], sums[1], sums[2]
     top, whole, miss, own = _with_target(base, exponent, total, target_logit)
     _scale_terms(out, weight, references, base, top, (hit + extra) / whole, smooth)
     out[target] = out.dtype.type(extra * own - hit * miss - smooth * target_weight)
 
 
-def statistics(logits, targets, weight, nll, lse, peak, gap):
-    """(N, V) logits read once -> nll, lse, peak of the other classes and, with class weights, gap: float64 (N,)."""
+def statistics(logits, targets, weight, nll, peak, gap):
+    """(N, V) logits read once -> nll, peak of the other classes and, with class weights, gap: float64 (N,)."""
     for i in prange(logits.shape[0]):
-        _statistics_row(logits[i], targets[i], weight, i, nll, lse, peak, gap)
+        _statistics_row(logits[i], targets[i], weight, i, nll, peak, gap)
 
 
-def statistics_and_gradient(logits, targets, weight, coefficients, out, references, nll, lse, peak, gap):
+def statistics_and_gradient(logits, targets, weight, coefficients, out, references, nll, peak, gap):
     """As `statistics`, and out (N, V) written: p_k (hit + extra) - smooth w_k, on the target from 1 - p_t.
 
     The row is read once from memory; its terms wait in ``out`` and are scaled while they are in the cache.
@@ -302,7 +301,7 @@ def statistics_and_gradient(logits, targets, weight, coefficients, out, referenc
     """
     for i in prange(logits.shape[0]):
         hit, smooth, extra = coefficients[i, 0], coefficients[i, 1], coefficients[i, 2]
-        _gradient_row(logits[i], targets[i], weight, hit, smooth, extra, out[i], references[i], i, nll, lse, peak, gap)
+        _gradient_row(logits[i], targets[i], weight, hit, smooth, extra, out[i], references[i], i, nll, peak, gap)
 
 
 def accumulate(logits, targets, weight, columns):

@@ -38,6 +38,14 @@ def threads_may_run():
         return False
 
 
+def threading_layer():
+    """The layer in use, or what Numba would try first when no parallel kernel has run yet."""
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return f"{numba.config.THREADING_LAYER} (none in use yet)"
+
+
 class Twins:
     """``kernel(work, *arguments)``: the function compiled parallel for much work, serial otherwise."""
 

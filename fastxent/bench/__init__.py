@@ -1,0 +1,1 @@
+"""Seeded problems, the limits of this machine, and peers to compare with."""

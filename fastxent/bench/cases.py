@@ -1,0 +1,102 @@
+"""The one table of problems: tests check them, asv and pytest-benchmark time them.
+
+A `Case` is a recipe; `Case.build` makes the arrays, the same ones every time.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# how the logits of a row are drawn, from a generator and a shape
+KINDS = {
+    "typical": lambda rng, shape: 4 * rng.standard_normal(shape),
+    "flat": lambda rng, shape: np.zeros(shape),
+    "wide": lambda rng, shape: 12 * rng.standard_normal(shape),
+    "offset": lambda rng, shape: 1e4 + rng.standard_normal(shape),
+    "huge offset": lambda rng, shape: -3e7 + 8 * rng.integers(-3, 4, shape),
+    "confident": lambda rng, shape: rng.standard_normal(shape),  # and the target 5 to 60 above, see `Case.build`
+    "masked": lambda rng, shape: np.where(rng.random(shape) < 0.3, -np.inf, 4 * rng.standard_normal(shape)),
+    "sorted": lambda rng, shape: np.sort(20 * rng.standard_normal(shape), axis=-1),
+    "ties": lambda rng, shape: rng.integers(-2, 3, shape).astype(float),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Logits of ``rows`` x ``classes`` drawn as ``kind``, seeded by the case itself, and options of the loss.
+
+    ``ignored`` is the share of targets set to -100; ``weights`` asks for class weights, some of them 0.
+    """
+
+    rows: int
+    classes: int
+    kind: str = "typical"
+    dtype: str = "float32"
+    ignored: float = 0.0
+    weights: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self):
+        """A readable identifier: shape, dtype, kind and what is switched on."""
+        parts = [f"{self.rows}x{self.classes}", self.dtype, self.kind.replace(" ", "-")]
+        parts += [f"ignored={self.ignored:g}"] * bool(self.ignored) + ["weights"] * self.weights
+        return "-".join(parts + [f"{key}={value}" for key, value in self.options])
+
+    def build(self):
+        """``logits, targets, options`` of the problem."""
+        rng = np.random.default_rng([self.rows, self.classes, *self.kind.encode()])
+        logits = KINDS[self.kind](rng, (self.rows, self.classes)).astype(self.dtype)
+        targets = rng.integers(0, self.classes, self.rows)
+        each = np.arange(self.rows)
+        if self.kind == "confident":
+            logits[each, targets] = logits.max(axis=1) + rng.uniform(5, 60, self.rows).astype(self.dtype)
+        if self.kind == "masked":
+            logits[each, targets] = 1.0
+        targets[rng.random(self.rows) < self.ignored] = -100
+        options = dict(self.options)
+        if self.weights:
+            options["weight"] = np.where(rng.random(self.classes) < 0.1, 0.0, rng.random(self.classes) + 0.1)
+        return logits, targets, options
+
+
+def _options(**options):
+    return tuple(options.items())
+
+
+# one class, fewer than a vector, around a vector, a block (256), a strip (4,096), several strips with a ragged end
+WIDTHS = (1, 2, 7, 16, 17, 255, 256, 257, 1000, 4096, 4097, 9001)
+DTYPES = ("float32", "float64")
+
+AGREEMENT = tuple(
+    Case(rows, classes, kind, dtype)
+    for dtype in DTYPES
+    for rows, classes, kind in (
+        *((6, width, "typical") for width in WIDTHS),
+        *((6, 300, kind) for kind in KINDS),
+        *((4, 9001, kind) for kind in ("confident", "masked", "sorted", "huge offset")),
+        (2, 65_537, "typical"),  # more classes than a 16-bit index holds
+        (33, 10, "confident"),
+    )
+) + tuple(
+    Case(7, 1000, "typical", dtype, ignored, weights, options)
+    for dtype in DTYPES
+    for ignored in (0.0, 0.4, 1.0)
+    for weights in (False, True)
+    for options in (
+        _options(),
+        _options(reduction="sum"),
+        _options(reduction="none", label_smoothing=0.1),
+        _options(label_smoothing=1.0),
+        _options(denominator=3.5, label_smoothing=0.25),
+    )
+)
+
+# (rows, classes) to time: the digits, ImageNet, a small and a large vocabulary
+SPEED_SHAPES = ((100_000, 10), (16_384, 1000), (512, 32_000), (128, 128_256))
+
+
+def speed_case(rows, classes, dtype="float32"):
+    """The typical problem of a shape."""
+    return Case(rows, classes, "typical", dtype)
