@@ -18,30 +18,32 @@ LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 LN2_LOW = 2.3190468138462996e-17
 
-# 2**f on [-1/2, 1/2]: interpolation of (2**f - 1) / f at Chebyshev nodes with mpmath, then rounded, so that 2**0 is
-# exactly 1. Worst relative error after rounding: 9.2e-9 (float32), 2.0e-17 (float64).
+# 2**f on [-1/2, 1/2] with 2**0 exactly 1: minimax in units of the result's last place (below 1 those are half as
+# large), each coefficient rounded before the next is fitted. Worst error 0.035 of such a unit in float32, 0.029 in
+# float64. With the roundings (0.5 the last step, 0.25 the one before, 0.25 those of f, 0.03 the rest) the exponential
+# is within 1.06 units; the worst of 4 million logits in float32 was 1.014.
 _EXP2_FLOAT32 = (
     1.0,
     0.6931471824645996,
-    0.24022650718688965,
-    0.055503569543361664,
-    0.009618083015084267,
-    0.0013390863314270973,
-    0.00015453163359779865,
+    0.24022646248340607,
+    0.05550359562039375,
+    0.009618652053177357,
+    0.0013390980893746018,
+    0.00015291997988242656,
 )
 _EXP2_FLOAT64 = (
     1.0,
-    0.6931471805599453,
-    0.24022650695910097,
-    0.0555041086648216,
-    0.009618129107606888,
-    0.0013333558146416936,
-    0.0001540353044173605,
-    1.525273382983612e-05,
-    1.321544258792169e-06,
-    1.0178062445845774e-07,
-    7.072585949269223e-09,
-    4.4549605981865186e-10,
+    0.6931471805599454,
+    0.2402265069591011,
+    0.055504108664815824,
+    0.00961812910760205,
+    0.0013333558147534163,
+    0.00015403530447779295,
+    1.5252732910929997e-05,
+    1.3215439593125017e-06,
+    1.017840203251084e-07,
+    7.073095493513499e-09,
+    4.4084973169412247e-10,
 )
 
 

@@ -62,10 +62,10 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
         keep = np.arange(len(z)) != t - vocab_start
         others, peak = z[keep], z[keep].max(initial=-np.inf)
         w = np.zeros(len(others)) if weight is None else np.asarray(weight, np.float64)[keep]
-        with np.errstate(invalid="ignore"):
-            gap = np.where(w > 0, w * (peak - others), 0.0).sum() if peak > -np.inf else np.inf * w.sum()
-            total = np.exp(others - peak).sum() if peak > -np.inf else others.sum() * 0.0
-        block.columns[i, :7] = peak, 0.0, total, 0.0, peak, gap, w.sum()
+        base = peak if np.isfinite(peak) else 0.0
+        total = np.exp(others - base).sum() if peak < np.inf else np.nan
+        gap = (w * (base - others))[w > 0].sum()
+        block.columns[i, :7] = base, 0.0, total, 0.0, peak, gap, w.sum()
         if not keep.all():
             block.columns[i, 7:] = z[t - vocab_start], 1.0
     return block if state is None else state.merge(block)
@@ -80,7 +80,8 @@ def log_softmax(logits, out):
     """z - logsumexp(z) of each row, written to ``out`` (N, V); the largest logit's from the sum of the others."""
     for z, row in zip(logits.astype(np.float64), out, strict=True):
         largest = z.argmax()
-        row[:] = (z - z[largest]) - _nll(z, largest)
+        with np.errstate(invalid="ignore"):
+            row[:] = (z - z[largest]) - _nll(z, largest)
     return out
 
 
