@@ -203,10 +203,9 @@ def build_rows(ops):
     def nll(base, exponent, total, target_logit):
         """log(1 + others / exp(target_logit)), the sum being that of the other classes: nothing cancels."""
         power, n = exp_split(target_logit - base)
-        ahead = exponent - n
-        value = log1p((total / power) * power_of_two(clip(ahead, -2048.0, 900.0))) + LN2 * clip(
-            ahead - 900.0, 0.0, np.inf
-        )
+        ahead = where(total == 0.0, 0.0, exponent - n)
+        ratio = (total / power) * power_of_two(clip(ahead, -2048.0, 900.0))
+        value = log1p(ratio) + LN2 * clip(ahead - 900.0, 0.0, np.inf)
         hopeless = where(total > 0.0, np.inf, np.nan)
         return where(abs(target_logit) < np.inf, value, where(target_logit == -np.inf, hopeless, np.nan))
 

@@ -64,7 +64,7 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
         w = np.zeros(len(others)) if weight is None else np.asarray(weight, np.float64)[keep]
         base = peak if np.isfinite(peak) else 0.0
         total = np.exp(others - base).sum() if peak < np.inf else np.nan
-        gap = (w * (base - others))[w > 0].sum()
+        gap = (w[w > 0] * (base - others[w > 0])).sum()
         block.columns[i, :7] = base, 0.0, total, 0.0, peak, gap, w.sum()
         if not keep.all():
             block.columns[i, 7:] = z[t - vocab_start], 1.0
