@@ -7,10 +7,9 @@ _BLOCK = 1024
 
 def total(values):
     """The float64 sum of a vector in row order: blocks of 1,024, then their sums."""
-    values = np.asarray(values, np.float64)
-    if values.size <= _BLOCK:
-        return np.float64(values.sum())
-    return np.float64(np.add.reduceat(values, np.arange(0, values.size, _BLOCK)).sum())
+    blocks = np.zeros(-(-len(values) // _BLOCK) * _BLOCK)
+    blocks[: len(values)] = values
+    return blocks.reshape(-1, _BLOCK).sum(axis=1).sum()
 
 
 def divisor(row_weights, reduction, denominator):

@@ -123,8 +123,8 @@ def _score_whole_rows(logits, targets, start, verbs, block_bytes):
     valid = targets != IGNORED
     target_logit = block[np.arange(len(block)), np.maximum(targets, 0)]
     greedy = valid & (target_logit > statistics.peak)
-    for i in np.flatnonzero(valid & (target_logit == statistics.peak)):
-        greedy[i] = block[i].argmax() == targets[i]
+    tied = np.flatnonzero(valid & (target_logit == statistics.peak))
+    greedy[tied] = block[tied].argmax(axis=1) == targets[tied]
     return statistics.nll, greedy
 
 

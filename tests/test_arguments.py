@@ -1,0 +1,107 @@
+"""Every error a caller can meet: its kind, its message, and that nothing was written."""
+
+import numpy as np
+import pytest
+
+import fastxent
+
+LOGITS = np.zeros((3, 4), np.float32)
+TARGETS = np.array([0, 1, 2])
+
+
+class _Tensor:
+    requires_grad = True
+
+
+def _overlapping():
+    room = np.zeros(13, np.float32)
+    return room[:12].reshape(3, 4), room[1:].reshape(3, 4)
+
+
+ERRORS = {
+    "integer logits": (
+        TypeError,
+        "logits must have one of the dtypes float32, float64, not int64",
+        {"logits": LOGITS.astype(int)},
+    ),
+    "half logits": (TypeError, "not float16", {"logits": LOGITS.astype(np.float16)}),
+    "scalar logits": (ValueError, "at least one axis", {"logits": np.float32(1), "targets": 0}),
+    "no classes": (ValueError, r"at least one class; got shape \(3, 0\)", {"logits": LOGITS[:, :0]}),
+    "a tensor that requires grad": (TypeError, "use fastxent.torch", {"logits": _Tensor()}),
+    "float targets": (TypeError, "targets must be integer class indices, not float64", {"targets": TARGETS * 1.0}),
+    "boolean targets": (TypeError, "targets must be integer class indices, not bool", {"targets": TARGETS > 0}),
+    "shape of targets": (ValueError, r"\(3,\); got \(2,\)", {"targets": TARGETS[:2]}),
+    "targets of the logits' shape": (ValueError, r"got \(3, 4\)", {"targets": LOGITS.astype(int)}),
+    "target too large": (
+        IndexError,
+        r"\[0, 3\] or be -100; 1 of 3 do not, the first in row 1 with value 4",
+        {"targets": [0, 4, 1]},
+    ),
+    "negative target": (IndexError, "2 of 3 do not, the first in row 0 with value -1", {"targets": [-1, -1, 1]}),
+    "large unsigned target": (
+        IndexError,
+        "value 18446744073709551615",
+        {"targets": np.array([2**64 - 1, 0, 0], np.uint64)},
+    ),
+    "nothing ignored": (IndexError, r"\[0, 3\]; 1 of 3 do not", {"targets": [-100, 0, 0], "ignore_index": None}),
+    "kind of ignore_index": (TypeError, "ignore_index must be an integer or None", {"ignore_index": 1.5}),
+    "weight's length": (ValueError, r"weight must have shape \(4,\)", {"weight": np.ones(3)}),
+    "weight's kind": (TypeError, "weight must hold real numbers", {"weight": np.array(list("abcd"))}),
+    "negative weight": (ValueError, "weight must be finite and not negative; got -2", {"weight": [1, -2, 1, 1]}),
+    "infinite weight": (ValueError, "weight must be finite and not negative; got inf", {"weight": [1, np.inf, 1, 1]}),
+    "smoothing above 1": (ValueError, r"label_smoothing must lie in \[0, 1\]; got 1.5", {"label_smoothing": 1.5}),
+    "smoothing nan": (ValueError, r"label_smoothing must lie in \[0, 1\]; got nan", {"label_smoothing": np.nan}),
+    "smoothing's kind": (TypeError, "label_smoothing must be a real number, not 'a'", {"label_smoothing": "a"}),
+    "reduction": (ValueError, "reduction must be one of none, sum, mean; got 'avg'", {"reduction": "avg"}),
+    "denominator with sum": (ValueError, "denominator goes with", {"reduction": "sum", "denominator": 2.0}),
+    "denominator nan": (ValueError, "denominator must be a number", {"denominator": np.nan}),
+    "unknown option": (TypeError, "unknown option 'smoothing'; the options are weight, ", {"smoothing": 0.1}),
+    "unknown backend": (
+        fastxent.backends.BackendUnavailableError,
+        "there is no backend 'abacus'",
+        {"backend": "abacus"},
+    ),
+    "grad_output's shape": (
+        ValueError,
+        r"targets' shape \(3,\), not \(2,\)",
+        {"reduction": "none", "grad_output": [1, 2]},
+    ),
+    "grad_output with mean": (ValueError, 'scalar unless reduction is "none"', {"grad_output": [1, 2, 3]}),
+    "out's kind": (TypeError, "out must be a NumPy array, not list", {"out": [0]}),
+    "out's shape": (ValueError, r"shape \(3, 4\), not \(3, 3\)", {"out": LOGITS[:, :3].copy()}),
+    "out's dtype": (TypeError, "out must have the logits' dtype float32, not float64", {"out": np.zeros((3, 4))}),
+    "strided out": (ValueError, "C-contiguous", {"out": np.zeros((3, 8), np.float32)[:, ::2]}),
+    "overlapping out": (ValueError, "not overlap", dict(zip(("logits", "out"), _overlapping(), strict=True))),
+}
+
+
+@pytest.mark.parametrize(("kind", "message", "arguments"), ERRORS.values(), ids=ERRORS)
+def test_error_names_rule_and_value(kind, message, arguments):
+    out = arguments.get("out", np.full((3, 4), 7, np.float32))
+    before = np.array(out)
+    with pytest.raises(kind, match=message):
+        fastxent.cross_entropy_with_grad(**{"logits": LOGITS, "targets": TARGETS, "out": out} | arguments)
+    np.testing.assert_array_equal(out, before)
+
+
+def test_read_only_out():
+    out = np.zeros((3, 4), np.float32)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="writable"):
+        fastxent.softmax(LOGITS, out=out)
+
+
+@pytest.mark.parametrize("dtype", [f"{kind}int{bits}" for kind in ("", "u") for bits in (8, 16, 32, 64)])
+def test_targets_of_every_integer_dtype(dtype):
+    logits = np.random.default_rng(0).standard_normal((3, 200))
+    want = fastxent.cross_entropy(logits, np.array([0, 100, 127]))
+    assert fastxent.cross_entropy(logits, np.array([0, 100, 127], dtype)) == want
+
+
+def test_ignore_index_inside_the_classes():
+    losses = fastxent.cross_entropy(LOGITS, TARGETS, ignore_index=1, reduction="none")
+    np.testing.assert_allclose(losses, np.log(4) * np.array([1, 0, 1]), rtol=1e-6)
+
+
+def test_lists_are_read():
+    assert fastxent.cross_entropy([[0.0, 0.0]], [0]) == pytest.approx(np.log(2))

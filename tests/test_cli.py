@@ -1,0 +1,244 @@
+"""The command line as real processes: what it writes, what it says, how it ends."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent.bench.cases import Case
+
+COMMAND = [sys.executable, "-m", "fastxent"]
+
+
+def run(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def problem(tmp_path):
+    logits, targets, _ = Case(300, 50, ignored=0.1).build()
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "targets.npy", targets)
+    return tmp_path, logits, targets
+
+
+def paths(folder):
+    return folder / "logits.npy", folder / "targets.npy", "-o", folder / "scores.npy"
+
+
+class TestScore:
+    def test_records(self, problem):
+        folder, logits, targets = problem
+        done = run("score", *paths(folder))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "perplexity" in done.stdout
+        scores = np.load(folder / "scores.npy", allow_pickle=False)
+        losses = fastxent.cross_entropy(logits, targets, reduction="none")
+        assert scores.dtype == [("log_prob", "<f4"), ("valid", "?")]
+        np.testing.assert_array_equal(scores["valid"], targets != -100)
+        np.testing.assert_array_equal(scores["log_prob"], np.where(targets == -100, np.nan, -losses))
+        assert not (folder / "scores.npy.part").exists()
+
+    def test_json_summary(self, problem):
+        folder, logits, targets = problem
+        summary = json.loads(run("score", *paths(folder), "--json").stdout)
+        valid = targets != -100
+        mean = fastxent.cross_entropy(logits.astype(np.float64), targets, backend="reference")
+        assert summary["rows"] == 300
+        assert summary["valid"] == valid.sum()
+        assert summary["mean_nll_nats"] == pytest.approx(mean, rel=5e-7)
+        assert summary["mean_nll_bits"] == pytest.approx(mean / np.log(2), rel=5e-7)
+        assert summary["perplexity"] == pytest.approx(np.exp(mean), rel=2e-6)
+        assert summary["accuracy"] == pytest.approx((logits.argmax(axis=1) == targets)[valid].mean())
+        assert summary["bytes_read"] == logits.nbytes
+        assert summary["gigabytes_per_second"] > 0
+
+    def test_ties_go_to_the_lowest_id_and_nan_rows_are_counted(self, tmp_path):
+        np.save(tmp_path / "logits.npy", np.array([[1.0, 1, 0], [1, 1, 0], [np.nan, 1, 0], [-np.inf, 0, 0]]))
+        np.save(tmp_path / "targets.npy", np.array([0, 1, 1, 0]))
+        summary = json.loads(run("score", *paths(tmp_path), "--json").stdout)
+        assert (summary["valid"], summary["nan"], summary["correct"]) == (4, 1, 1)
+        assert summary["mean_nll_nats"] is None
+
+    def test_leading_axes_and_one_row(self, tmp_path):
+        for shape in ((2, 3, 7), (7,)):
+            np.save(tmp_path / "logits.npy", np.arange(np.prod(shape), dtype=float).reshape(shape))
+            np.save(tmp_path / "targets.npy", np.full(shape[:-1], 6))
+            assert run("score", *paths(tmp_path), "--force").returncode == 0
+            assert np.load(tmp_path / "scores.npy").shape == shape[:-1]
+
+    def test_no_rows(self, tmp_path):
+        np.save(tmp_path / "logits.npy", np.empty((0, 7)))
+        np.save(tmp_path / "targets.npy", np.empty(0, int))
+        assert run("score", *paths(tmp_path), "--json").returncode == 0
+        assert np.load(tmp_path / "scores.npy").shape == (0,)
+
+    def test_existing_output_is_refused_without_force(self, problem):
+        folder, _, _ = problem
+        (folder / "scores.npy").write_text("precious")
+        done = run("score", *paths(folder))
+        assert done.returncode == 2
+        assert "--force" in done.stderr
+        assert (folder / "scores.npy").read_text() == "precious"
+        assert run("score", *paths(folder), "--force").returncode == 0
+
+    def test_a_failing_run_ends_with_1_and_leaves_nothing(self, problem):
+        folder, _, _ = problem
+        limited = f"ulimit -f 1; exec {' '.join(map(str, [*COMMAND, 'score', *paths(folder)]))}"
+        done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert sorted(path.name for path in folder.iterdir()) == ["logits.npy", "targets.npy"]
+
+
+class _Payload:
+    def __reduce__(self):
+        return os.mkdir, ("pickle-was-loaded",)
+
+
+def _truncate(folder):
+    size = (folder / "logits.npy").stat().st_size
+    os.truncate(folder / "logits.npy", size - 1)
+
+
+def _replace(folder, name, array, **options):
+    np.save(folder / name, array, **options)
+
+
+def _out_of_range(folder):
+    targets = np.load(folder / "targets.npy")
+    targets[[17, 200]] = 50, -3
+    np.save(folder / "targets.npy", targets)
+
+
+BAD = {
+    "missing": (lambda f: (f / "logits.npy").unlink(), "logits.npy: No such file"),
+    "truncated": (_truncate, "truncated: "),
+    "empty": (lambda f: (f / "logits.npy").write_bytes(b""), "not a readable .npy file"),
+    "text": (lambda f: (f / "logits.npy").write_text("hello, I am not an array"), "not a readable .npy file"),
+    "folder": (lambda f: [(f / "targets.npy").unlink(), (f / "targets.npy").mkdir()], "targets.npy: Is a directory"),
+    "pickled": (lambda f: _replace(f, "logits.npy", np.array([_Payload()], object), allow_pickle=True), "pickled"),
+    "raw pickle": (lambda f: (f / "logits.npy").write_bytes(pickle.dumps(_Payload())), "not a readable .npy file"),
+    "Fortran": (lambda f: _replace(f, "logits.npy", np.asfortranarray(np.zeros((300, 50)))), "Fortran order"),
+    "integers": (lambda f: _replace(f, "logits.npy", np.zeros((300, 50), int)), "logits must have one of the dtypes"),
+    "no classes": (lambda f: _replace(f, "logits.npy", np.zeros((300, 0))), "at least one class"),
+    "scalar": (lambda f: _replace(f, "logits.npy", np.float64(1)), "at least one axis"),
+    "shape": (lambda f: _replace(f, "targets.npy", np.zeros(299, int)), "(300,); got (299,)"),
+    "float targets": (lambda f: _replace(f, "targets.npy", np.zeros(300)), "integer class indices, not float64"),
+    "out of range": (_out_of_range, "2 of 300 do not, the first in row 17 with value 50"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_exit_code_2(problem, spoil, message):
+    folder, _, _ = problem
+    spoil(folder)
+    done = run("score", *paths(folder), cwd=folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in folder.iterdir() if "scores" in path.name) == []
+    assert not (folder / "pickle-was-loaded").exists()
+
+
+def test_a_header_that_promises_too_much_allocates_nothing(problem):
+    folder, _, _ = problem
+    with (folder / "logits.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (300, 10**15)}
+        np.lib.format.write_array_header_1_0(file, header)
+    done = run("score", *paths(folder))
+    assert (done.returncode, "truncated" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("score",), ("score", "a.npy", "b.npy"), ("score", "a.npy", "b.npy", "-o", "no/such/folder/c.npy"), ("no-such",)],
+)
+def test_bad_usage_is_exit_code_2(arguments, tmp_path):
+    assert run(*arguments, cwd=tmp_path).returncode == 2
+
+
+def test_an_unknown_backend_is_bad_usage(problem):
+    folder, _, _ = problem
+    done = run("score", *paths(folder), "--backend", "abacus")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: there is no backend 'abacus'; the backends are cpu, reference\n",
+    )
+
+
+@pytest.fixture
+def large(tmp_path):
+    """4 GB of logits that take no disk: a file of holes."""
+    with (tmp_path / "logits.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 1000)})
+        file.truncate(file.tell() + 4 * 10**9)
+    np.save(tmp_path / "targets.npy", np.zeros(10**6, np.int64))
+    return tmp_path
+
+
+def anonymous_megabytes(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+def start_large(folder):
+    process = subprocess.Popen(
+        [*COMMAND, "score", *map(str, paths(folder))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (folder / "scores.npy.part").exists() and process.poll() is None:
+        time.sleep(0.001)
+    return process
+
+
+def test_interrupted_is_exit_code_130_and_leaves_nothing(large):
+    process = start_large(large)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stderr.strip()) == (130, "interrupted")
+    assert sorted(path.name for path in large.iterdir()) == ["logits.npy", "targets.npy"]
+
+
+def test_memory_stays_bounded(large):
+    process = start_large(large)
+    first = highest = anonymous_megabytes(process.pid)
+    while process.poll() is None:
+        try:
+            highest = max(highest, anonymous_megabytes(process.pid))
+        except (StopIteration, FileNotFoundError, ProcessLookupError):
+            break
+        time.sleep(0.01)
+    process.communicate()
+    assert process.returncode == 0
+    assert highest - first < 200
+    assert np.load(large / "scores.npy", mmap_mode="r").shape == (10**6,)
+
+
+def test_info():
+    done = run("info")
+    assert done.returncode == 0
+    for word in ("backend cpu", "threads", "kernel cache", "Numba", fastxent.__version__):
+        assert word in done.stdout
+
+
+def test_version():
+    assert run("--version").stdout.strip().endswith(fastxent.__version__)
+
+
+def test_demo(tmp_path):
+    done = run("demo", cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "2.0611537e-09" in done.stdout
+    assert "of the limit" in done.stdout
+    folder = tmp_path / "fastxent-demo"
+    again = run("score", *paths(folder), "--force", "--json")
+    assert json.loads(again.stdout)["accuracy"] > 0.85

@@ -1,0 +1,156 @@
+"""What the CPU kernels promise beyond their values: the same bits however the work is cut, and packed code."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent.backends import cpu
+from fastxent.backends.cpu import cache, twins
+from fastxent.bench.cases import Case
+
+SHAPES = ((700, 1000), (40, 32_000), (3, 300_000))
+
+
+@pytest.fixture
+def many_threads():
+    before = numba.get_num_threads()
+    yield numba.config.NUMBA_NUM_THREADS
+    numba.set_num_threads(before)
+
+
+def both(logits, targets):
+    return fastxent.cross_entropy_with_grad(logits, targets, reduction="none", label_smoothing=0.1)
+
+
+def assert_same(got, want):
+    for left, right in zip(got, want, strict=True):
+        np.testing.assert_array_equal(left.view(np.uint8), right.view(np.uint8))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+class TestSameBits:
+    def test_for_any_number_of_threads(self, shape, dtype, many_threads):
+        logits, targets, _ = Case(*shape, dtype=dtype).build()
+        want = both(logits, targets)
+        for threads in range(1, many_threads + 1):
+            numba.set_num_threads(threads)
+            assert_same(both(logits, targets), want)
+
+    def test_for_either_twin(self, shape, dtype, monkeypatch):
+        logits, targets, _ = Case(*shape, dtype=dtype).build()
+        results = []
+        for work in (0, 1 << 62):
+            monkeypatch.setattr(twins, "PARALLEL_FROM", work)
+            results.append(both(logits, targets))
+        assert_same(*results)
+
+    def test_for_any_batch_split_and_order(self, shape, dtype):
+        logits, targets, _ = Case(*shape, dtype=dtype).build()
+        want = both(logits, targets)
+        order = np.random.default_rng(0).permutation(len(logits))
+        assert_same([part[np.argsort(order)] for part in both(logits[order], targets[order])], want)
+        pieces = [both(logits[i : i + 7], targets[i : i + 7]) for i in range(0, len(logits), 7)]
+        assert_same([np.concatenate(part) for part in zip(*pieces, strict=True)], want)
+
+    def test_with_and_without_the_gradient(self, shape, dtype):
+        logits, targets, _ = Case(*shape, "confident", dtype).build()
+        want, _ = fastxent.cross_entropy_with_grad(logits, targets, reduction="none")
+        assert_same([fastxent.cross_entropy(logits, targets, reduction="none")], [want])
+
+
+@pytest.mark.skipif(
+    not re.search(r"avx2|avx512f", numba.core.codegen.get_host_cpu_features()), reason="needs x86-64 with AVX2 or more"
+)
+def test_float32_forward_is_packed():
+    fastxent.cross_entropy(np.zeros((1, 2), np.float32), [0])
+    code = "\n".join(asm for kinds, asm in cpu._statistics.serial.inspect_asm().items() if "float32" in str(kinds[0]))
+    loops = [block for block in re.split(r"^\.LBB", code, flags=re.MULTILINE) if block.count("vfmadd") >= 36]
+    assert loops
+    for loop in loops:
+        assert len(re.findall(r"vfmadd\w+ps\s.*%[yz]mm", loop)) >= 36
+        assert not re.search(r"vcvtps2pd|vfmadd\w+[sp]d|vfmadd\w+ss|\bcall", loop)
+    assert not re.search(r"\bcall\w*\s+.*\bexpf?\b", code)
+
+
+def test_threads_calling_at_once_get_the_right_answer():
+    logits, targets, _ = Case(600, 1000).build()
+    want = fastxent.cross_entropy(logits, targets)
+    got = []
+    threads = [
+        threading.Thread(target=lambda: got.extend(fastxent.cross_entropy(logits, targets) for _ in range(20)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [want] * 80
+
+
+FORK = """
+import os, numpy as np, fastxent
+logits = np.ones((600, 1000), np.float32)
+fastxent.cross_entropy(logits, np.zeros(600, int))
+child = os.fork()
+loss = fastxent.cross_entropy(logits, np.zeros(600, int))
+if child == 0:
+    os._exit(0 if abs(loss - np.log(1000)) < 1e-5 else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_a_forked_child_can_compute(layer):
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
+    done = subprocess.run([sys.executable, "-c", FORK], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+RUN = "import numpy as np, fastxent; print(fastxent.cross_entropy(np.float32([[20, 0]]), [0]))"
+
+
+def run_with(environment):
+    done = subprocess.run([sys.executable, "-c", RUN], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("2.0611537e-09\n", "", 0)
+
+
+class TestCache:
+    def test_kernels_are_kept(self, tmp_path):
+        environment = os.environ | {"FASTXENT_CACHE_DIR": str(tmp_path)}
+        run_with(environment)
+        kept = list(tmp_path.rglob("*.nbc"))
+        assert kept
+        written = {path: path.stat().st_mtime_ns for path in kept}
+        run_with(environment)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == written
+
+    @pytest.mark.parametrize("suffix", ["nbc", "nbi"])
+    def test_a_torn_file_is_healed(self, tmp_path, suffix):
+        environment = os.environ | {"FASTXENT_CACHE_DIR": str(tmp_path)}
+        run_with(environment)
+        for path in tmp_path.rglob(f"*.{suffix}"):
+            path.write_bytes(path.read_bytes()[:50])
+        run_with(environment)
+        run_with(environment)
+
+    def test_no_writable_folder(self):
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG", "NUMBA"))}
+        run_with(environment | {"HOME": "/proc/no-home"})
+
+    def test_the_folder_changes_with_any_source(self, monkeypatch, tmp_path):
+        package = tmp_path / "fastxent"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        monkeypatch.setattr(fastxent, "__file__", str(package / "__init__.py"))
+        (package / "rowmath.py").write_text("LN2 = 0.7")
+        before = cache._digest()
+        (package / "rowmath.py").write_text("LN2 = 0.6")
+        assert cache._digest() != before

@@ -1,0 +1,46 @@
+"""Every Python recipe of the README runs as it stands, and every shell command after it in one folder."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text("utf-8")
+RECIPES = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_there_are_four_recipes_in_python():
+    assert [title for title, _ in RECIPES] == ["Score", "Gradient", "Stream a memory map", "Choose a backend"]
+
+
+@pytest.mark.parametrize(("title", "code"), RECIPES, ids=[title for title, _ in RECIPES])
+def test_recipe(title, code, tmp_path):
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_values_the_recipes_name():
+    assert "2.0611537e-09" in TEXT
+    assert "['cpu', 'reference']" in TEXT
+
+
+def test_shell_commands(tmp_path):
+    np.save(tmp_path / "logits.npy", np.zeros((6, 4), np.float32))
+    np.save(tmp_path / "targets.npy", np.arange(6) % 4)
+    commands = re.findall(r"^\$ fastxent (.*)$", TEXT, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        subprocess.run([sys.executable, "-m", "fastxent", *shlex.split(command)], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "scores.npy")["log_prob"], -np.log(4), rtol=1e-6)
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert links
+    for link in links:
+        assert (README.parent / link).exists(), link
