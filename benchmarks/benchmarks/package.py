@@ -1,0 +1,41 @@
+"""What a process pays before its first result, and the memory of a pass."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+import fastxent
+from fastxent.bench.cases import speed_case
+
+FIRST = "import numpy as np, fastxent; fastxent.cross_entropy(np.zeros((1, 2), np.float32), [0])"
+
+
+class Start:
+    unit = "s"
+
+    def setup(self):
+        subprocess.run([sys.executable, "-c", FIRST], check=True)
+
+    def _seconds(self, code):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    def track_import(self):
+        return self._seconds("import fastxent")
+
+    def track_first_call_from_the_cache(self):
+        return self._seconds(FIRST)
+
+
+class Memory:
+    def setup(self):
+        self.logits, self.targets, _ = speed_case(512, 32_000).build()
+
+    def peakmem_loss(self):
+        fastxent.cross_entropy(self.logits, self.targets)
+
+    def peakmem_loss_and_gradient_in_place(self):
+        fastxent.cross_entropy_with_grad(self.logits, self.targets, out=np.asarray(self.logits))

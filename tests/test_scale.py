@@ -1,0 +1,39 @@
+"""Twelve gigabytes of logits really on disk, scored in bounded memory; run with ``pytest -m slow``."""
+
+import numpy as np
+import pytest
+
+import fastxent
+from tests.test_cli import anonymous_megabytes, start_large
+
+ROWS, CLASSES, BLOCK = 23_500, 128_256, 100
+
+
+@pytest.mark.slow
+def test_twelve_gigabytes(tmp_path):
+    rng = np.random.default_rng(2026)
+    targets = rng.integers(0, CLASSES, ROWS)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (ROWS, CLASSES)}
+    with (tmp_path / "logits.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, ROWS, BLOCK):
+            block = 4 * rng.standard_normal((BLOCK, CLASSES), dtype=np.float32)
+            margin = rng.uniform(0, 40, BLOCK).astype(np.float32)
+            block[np.arange(BLOCK), targets[start : start + BLOCK]] += margin
+            block.tofile(file)
+    np.save(tmp_path / "targets.npy", targets)
+
+    process = start_large(tmp_path)
+    highest = 0.0
+    while process.poll() is None:
+        try:
+            highest = max(highest, anonymous_megabytes(process.pid))
+        except (StopIteration, OSError):
+            break
+    assert process.wait() == 0
+    assert 0 < highest < 500
+
+    sample = np.sort(rng.choice(ROWS, 200, replace=False))
+    logits = np.load(tmp_path / "logits.npy", mmap_mode="r")[sample].astype(np.float64)
+    want = fastxent.cross_entropy(logits, targets[sample], reduction="none", backend="reference")
+    np.testing.assert_allclose(-np.load(tmp_path / "scores.npy")["log_prob"][sample], want, rtol=5e-7)
