@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from fastxent import arguments, backends
-from fastxent.state import IGNORED
+from fastxent.state import IGNORED, LseState
 
 # logits mapped at a time; a row longer than this goes in blocks of classes
 BLOCK_BYTES = 64 << 20
@@ -132,7 +132,7 @@ def _score_long_row(logits, targets, row, verbs, block_bytes):
     """One row, in blocks of classes; its state goes from block to block."""
     if targets[0] == IGNORED:
         return np.zeros(1), np.zeros(1, bool)
-    state, peak, largest, classes = None, -np.inf, -1, logits.shape[-1]
+    state, peak, largest, classes = LseState.empty(1), -np.inf, -1, logits.shape[-1]
     step = max(1, block_bytes // (logits.dtype.itemsize * _ALIGNED)) * _ALIGNED
     for start in range(0, classes, step):
         block = logits.block(row * classes + start, row * classes + min(classes, start + step))[None]

@@ -9,7 +9,7 @@ def interleaved(candidates, rounds=7):
     """Median seconds of each of ``candidates`` (a mapping of names to zero-argument callables), after one warm-up."""
     for run in candidates.values():
         run()
-    seconds = {name: [] for name in candidates}
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
             start = time.perf_counter()
