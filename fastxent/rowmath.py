@@ -177,19 +177,21 @@ def build_rows(ops):
         return power, n
 
     @function
-    def add(base, exponent, total, low, base_b, exponent_b, total_b, low_b):
-        """The sum of two sums, under the larger reference."""
-        power, n = exp_split(base_b - base)
-        ahead = n + (exponent_b - exponent)
-        ahead = where(total_b > 0.0, where(total > 0.0, ahead, 2048.0), -2048.0)
-        newer = ahead > 0.0
-        keep = where(newer, power_of_two(-ahead) / power, 1.0)
-        take = where(newer, 1.0, power_of_two(ahead) * power)
+    def rebase(base, exponent, total, base_b):
+        """``exponent, total`` of the same sum under another base; unchanged when the bases are the same."""
+        power, n = exp_split(base - base_b)
+        return exponent + n, total * power
+
+    @function
+    def add(exponent, total, low, exponent_b, total_b, low_b):
+        """The sum of two sums of one base, under the larger reference: exact but for the rounding of total + low."""
+        ahead = where(total_b == 0.0, -2048.0, where(total == 0.0, 2048.0, exponent_b - exponent))
+        keep, take = power_of_two(-clip(ahead, 0.0, 2048.0)), power_of_two(clip(ahead, -2048.0, 0.0))
         a, b = total * keep, total_b * take
         s = a + b
         t = s - a
         error = ((a - (s - t)) + (b - t)) + (low * keep + low_b * take)
-        return where(newer, base_b, base), where(newer, exponent_b, exponent), s + error, error - ((s + error) - s)
+        return where(ahead > 0.0, exponent_b, exponent), s + error, error - ((s + error) - s)
 
     @function
     def add_gap(peak, gap, mass, peak_b, gap_b, mass_b):
@@ -221,7 +223,13 @@ def build_rows(ops):
         return top, whole, others / whole, own / whole
 
     return SimpleNamespace(
-        power_of_two=power_of_two, exp_split=exp_split, add=add, add_gap=add_gap, nll=nll, with_target=with_target
+        power_of_two=power_of_two,
+        exp_split=exp_split,
+        rebase=rebase,
+        add=add,
+        add_gap=add_gap,
+        nll=nll,
+        with_target=with_target,
     )
 
 

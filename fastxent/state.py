@@ -19,6 +19,15 @@ FIELDS = ("base", "exponent", "total", "low", "peak", "gap", "mass", "target_log
 _ROWS = rowmath.build_rows(rowmath.NumpyOps)
 
 
+def _add_sums(a, b):
+    """base, exponent, total, low of both; a huge logit's base gives way to a larger one."""
+    base = np.where((a["total"] == 0.0) | ((b["total"] != 0.0) & (b["base"] > a["base"])), b["base"], a["base"])
+    sums = []
+    for state in (a, b):
+        sums += [*_ROWS.rebase(state["base"], state["exponent"], state["total"], base), state["low"]]
+    return base, *_ROWS.add(*sums)
+
+
 @dataclass(frozen=True, slots=True)
 class LseState:
     """Mergeable statistics of N rows over the classes seen so far.
@@ -48,7 +57,7 @@ class LseState:
         """The state of the classes of both, which must not share a class."""
         merged = np.empty_like(self.columns)
         with np.errstate(all="ignore"):
-            merged[:, :4] = np.stack(_ROWS.add(*self.columns[:, :4].T, *other.columns[:, :4].T), axis=1)
+            merged[:, :4] = np.stack(_add_sums(self, other), axis=1)
             merged[:, 4:7] = np.stack(_ROWS.add_gap(*self.columns[:, 4:7].T, *other.columns[:, 4:7].T), axis=1)
         held = other["target_mass"] > 0.0
         merged[:, 7] = np.where(held, other["target_logit"], self["target_logit"])

@@ -287,6 +287,19 @@ def store_some(typing, array, index, count, value):
 
 
 @intrinsic
+def prefetch(typing, array, index):
+    """Ask for the cache line of ``array[index]``, which may lie beyond the array: nothing waits, nothing faults."""
+
+    def lower(context, builder, sig, args):
+        address = _address(context, builder, array, args, Vector(array.dtype))
+        to_read, to_every_cache, data = _INT32(0), _INT32(3), _INT32(1)
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [address, to_read, to_every_cache, data])
+        return context.get_dummy_value()
+
+    return types.void(array, index), lower
+
+
+@intrinsic
 def widest_registers(typing):
     """Let the calling function use 512-bit registers where the machine has them; LLVM keeps to 256 otherwise."""
 
