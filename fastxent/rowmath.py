@@ -16,7 +16,18 @@ import numpy as np
 
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
-LN2_LOW = 2.3190468138462996e-17
+# ln 2 in two parts, the first with so few bits that its whole multiples are exact; and log(1 + f) around it: FreeBSD
+LN2_HEAD, LN2_TAIL = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+_LOG = (
+    6.666666666666735130e-01,
+    3.999999999940941908e-01,
+    2.857142874366239149e-01,
+    2.222219843214978396e-01,
+    1.818357216161805012e-01,
+    1.531383769920937332e-01,
+    1.479819860511658591e-01,
+)
+_ROOT_HALF = np.float64(0.7071067811865476).view(np.int64)
 
 # 2**f on [-1/2, 1/2] with 2**0 exactly 1: minimax in units of the result's last place (below 1 those are half as
 # large), each coefficient rounded before the next is fitted. Worst error 0.035 of such a unit in float32, 0.029 in
@@ -71,7 +82,7 @@ FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, 2.0355273740931033
 class NumpyOps:
     """The arithmetic in plain NumPy, for arrays of one dtype or scalars; `state` and the tests use it."""
 
-    where, log, log1p, rint, clip = np.where, np.log, np.log1p, np.rint, np.clip
+    where, rint = np.where, np.rint
 
     @staticmethod
     def function(body):
@@ -80,6 +91,10 @@ class NumpyOps:
     @staticmethod
     def at_least(x, floor):
         return np.where(x < floor, floor, x)
+
+    @staticmethod
+    def to_float64(x):
+        return np.asarray(x).astype(np.float64)
 
     @staticmethod
     def bits(x):
@@ -104,7 +119,8 @@ class NumpyOps:
 
 def build_terms(ops, real):
     """The functions of one logit over ``ops`` with the constants ``real`` (FLOAT32 or FLOAT64)."""
-    fma, at_least, bits, function, rint = ops.fma, ops.at_least, ops.bits, ops.function, ops.rint
+    fma, at_least, bits, where = ops.fma, ops.at_least, ops.bits, ops.where
+    rint, function = ops.rint, ops.function
     log2e, log2e_low, shift, ln2 = real.log2e, real.log2e_low, real.shift, real.ln2
     magic_zero, bias, limit, zero = real.magic, real.bias, real.limit, real.zero
     c = real.coefficients
@@ -146,8 +162,9 @@ def build_terms(ops, real):
 
         The sum is kept as S with exp(base) 2**exponent S; base is 0 but for huge peaks, where x - peak is exact.
         """
-        base = peak if limit <= abs(peak) < np.inf else zero
-        exponent = rint((peak - base) * log2e) if peak != -np.inf else zero
+        below = where(peak > -np.inf, where(peak <= -limit, peak, zero), zero)
+        base = where(peak >= limit, peak, below)
+        exponent = where(peak > -np.inf, rint((peak - base) * log2e), zero)
         return base, exponent, magic_zero - exponent, (exponent - bias) * ln2
 
     return SimpleNamespace(exp_parts=exp_parts, reference=reference)
@@ -159,9 +176,30 @@ def build_rows(ops):
     A sum of exponentials is the pair of numbers ``total + low`` (low is the rounding error of total) with a reference:
     exp(base) 2**exponent (total + low). An empty sum is total 0, whatever its reference.
     """
-    where, log1p, rint, clip, bits, function = ops.where, ops.log1p, ops.rint, ops.clip, ops.bits, ops.function
+    where, rint, bits, to_float64, function = ops.where, ops.rint, ops.bits, ops.to_float64, ops.function
     exp_parts = build_terms(ops, FLOAT64).exp_parts
     magic, mantissa = FLOAT64.magic, FLOAT64.shift
+
+    @function
+    def clip(x, low, high):
+        return where(x < low, low, where(x > high, high, x))
+
+    @function
+    def log1p(u):
+        """log(1 + u) for u >= 0, within an ulp: the method of FreeBSD's s_log1p.c, whose coefficients these are."""
+        w = 1.0 + u
+        lost = (u - (w - 1.0)) / w
+        exponent = (bits(w) - _ROOT_HALF) >> mantissa
+        k = to_float64(exponent)
+        f = bits(bits(w) - (exponent << mantissa)) - 1.0
+        half_square = 0.5 * f * f
+        s = f / (2.0 + f)
+        z = s * s
+        q = z * z
+        odd = z * (_LOG[0] + q * (_LOG[2] + q * (_LOG[4] + q * _LOG[6])))
+        even = q * (_LOG[1] + q * (_LOG[3] + q * _LOG[5]))
+        tail = s * (half_square + (odd + even)) + (k * LN2_TAIL + lost)
+        return k * LN2_HEAD - ((half_square - tail) - f)
 
     @function
     def power_of_two(exponent):
@@ -209,7 +247,7 @@ def build_rows(ops):
         ratio = (total / power) * power_of_two(clip(ahead, -2048.0, 900.0))
         value = log1p(ratio) + LN2 * clip(ahead - 900.0, 0.0, np.inf)
         hopeless = where(total > 0.0, np.inf, np.nan)
-        return where(abs(target_logit) < np.inf, value, where(target_logit == -np.inf, hopeless, np.nan))
+        return where(target_logit < np.inf, where(target_logit > -np.inf, value, hopeless), np.nan)
 
     @function
     def with_target(base, exponent, total, target_logit):
@@ -223,6 +261,7 @@ def build_rows(ops):
         return top, whole, others / whole, own / whole
 
     return SimpleNamespace(
+        log1p=log1p,
         power_of_two=power_of_two,
         exp_split=exp_split,
         rebase=rebase,

@@ -18,7 +18,6 @@ twin; no digit lost in a row's sum. How:
 A target is a class index, or IGNORED (the row is not read), or ABSENT (no class is left out).
 """
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,11 +38,13 @@ from fastxent.backends.cpu.vector import (
     load_some,
     peak_of_lanes,
     prefetch,
+    rint,
     store,
     store_some,
     sum_lanes,
     to_float64,
     weighted,
+    where,
     widest_registers,
 )
 from fastxent.state import ABSENT, IGNORED
@@ -60,25 +61,8 @@ _compiled = njit(error_model="numpy", nogil=True, _nrt=False)
 _inlined = njit(error_model="numpy", nogil=True, _nrt=False, forceinline=True)
 
 
-@_compiled
-def _where(condition, yes, no):
-    return yes if condition else no
-
-
-@_compiled
-def _clip(x, low, high):
-    return min(max(x, low), high)
-
-
 _OPS = SimpleNamespace(
-    function=_compiled,
-    fma=fma,
-    at_least=at_least,
-    bits=bits,
-    where=_where,
-    clip=_clip,
-    rint=np.rint,
-    log1p=math.log1p,
+    function=_inlined, fma=fma, at_least=at_least, bits=bits, where=where, rint=rint, to_float64=to_float64
 )
 _TERMS = {
     types.float32: rowmath.build_terms(_OPS, rowmath.FLOAT32),

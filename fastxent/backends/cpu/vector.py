@@ -24,7 +24,7 @@ _INT32 = ir.IntType(32)
 
 
 class Vector(types.Type):
-    """``LANES`` numbers of type ``element``."""
+    """``LANES`` numbers of type ``element``, or truth values."""
 
     def __init__(self, element):
         self.element = element
@@ -86,7 +86,65 @@ def _define_operator(symbol, for_floats, for_integers):
 _define_operator(operator.add, "fadd", "add")
 _define_operator(operator.sub, "fsub", "sub")
 _define_operator(operator.mul, "fmul", "mul")
+_define_operator(operator.truediv, "fdiv", None)
 _define_operator(operator.lshift, None, "shl")
+_define_operator(operator.rshift, None, "ashr")
+
+
+def _define_comparison(symbol, sign):
+    @infer_global(symbol)
+    class _Typing(AbstractTemplate):
+        def generic(self, args, kws):
+            if len(args) == 2 and _vector_among(*args) is not None:
+                return signature(Vector(types.boolean), *args)
+            return None
+
+    def lower(context, builder, sig, args):
+        vector = _vector_among(*sig.args)
+        left, right = _as_vectors(context, builder, args, sig.args, vector)
+        if isinstance(vector.element, types.Float):
+            return builder.fcmp_ordered(sign, left, right)
+        return builder.icmp_signed(sign, left, right)
+
+    for kinds in ((Vector, Vector), (Vector, types.Number), (types.Number, Vector)):
+        lower_builtin(symbol, *kinds)(lower)
+
+
+_define_comparison(operator.lt, "<")
+_define_comparison(operator.le, "<=")
+_define_comparison(operator.gt, ">")
+_define_comparison(operator.ge, ">=")
+_define_comparison(operator.eq, "==")
+
+
+@intrinsic
+def where(typing, condition, yes, no):
+    """``yes`` in the lanes where the condition holds, else ``no``; a scalar condition chooses for all."""
+    vector = _vector_among(yes, no)
+    if vector is None and isinstance(condition, Vector):
+        vector = Vector(types.float64)
+    result = vector or typing.unify_types(yes, no)
+
+    def lower(context, builder, sig, args):
+        kinds = sig.args[1:]
+        if vector is None:
+            values = [context.cast(builder, value, kind, result) for value, kind in zip(args[1:], kinds, strict=True)]
+        else:
+            values = _as_vectors(context, builder, args[1:], kinds, vector)
+        return builder.select(args[0], *values)
+
+    return result(condition, yes, no), lower
+
+
+@intrinsic
+def rint(typing, x):
+    """The nearest whole number, ties to even."""
+
+    def lower(context, builder, sig, args):
+        suffix = _suffix(x) if isinstance(x, Vector) else f"f{x.bitwidth}"
+        return _call(builder, f"llvm.rint.{suffix}", args[0].type, args)
+
+    return x(x), lower
 
 
 @intrinsic
@@ -167,13 +225,15 @@ def lanes_of(typing, value):
 
 @intrinsic
 def to_float64(typing, x):
-    """Every lane as a float64."""
-    result = Vector(types.float64)
+    """Every lane as a float64; a scalar too."""
+    result = Vector(types.float64) if isinstance(x, Vector) else types.float64
+    element = x.element if isinstance(x, Vector) else x
 
     def lower(context, builder, sig, args):
         if x == result:
             return args[0]
-        return builder.fpext(args[0], context.get_value_type(result))
+        widen = builder.fpext if isinstance(element, types.Float) else builder.sitofp
+        return widen(args[0], context.get_value_type(result))
 
     return result(x), lower
 
@@ -258,6 +318,42 @@ def load_some(typing, array, index, count, but, fill):
         return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", filled.type, arguments)
 
     return vector(array, index, types.int64, types.int64, fill), lower
+
+
+@intrinsic
+def load_column(typing, matrix, row, column, last):
+    """Sixteen numbers of a column of a C-contiguous matrix from ``row`` on; rows after ``last`` repeat it."""
+    vector = Vector(matrix.dtype)
+
+    def lower(context, builder, sig, args):
+        value = context.make_array(matrix)(context, builder, args[0])
+        width = builder.extract_value(value.shape, 1)
+        lanes = ir.Constant(context.get_value_type(vector), ir.Undefined)
+        for lane in range(LANES):
+            at = builder.add(args[1], args[1].type(lane))
+            at = builder.select(builder.icmp_signed("<", at, args[3]), at, args[3])
+            element = builder.load(builder.gep(value.data, [builder.add(builder.mul(at, width), args[2])]))
+            lanes = builder.insert_element(lanes, element, _INT32(lane))
+        return lanes
+
+    return vector(matrix, types.intp, types.intp, types.intp), lower
+
+
+@intrinsic
+def store_column(typing, matrix, row, column, last, value):
+    """Write a column of a C-contiguous matrix from ``row`` to ``last``."""
+
+    def lower(context, builder, sig, args):
+        target = context.make_array(matrix)(context, builder, args[0])
+        width = builder.extract_value(target.shape, 1)
+        for lane in range(LANES):
+            at = builder.add(args[1], args[1].type(lane))
+            with builder.if_then(builder.icmp_signed("<=", at, args[3])):
+                element = builder.extract_element(args[4], _INT32(lane))
+                builder.store(element, builder.gep(target.data, [builder.add(builder.mul(at, width), args[2])]))
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.intp, types.intp, types.intp, value), lower
 
 
 @intrinsic
