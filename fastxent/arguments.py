@@ -47,7 +47,7 @@ def normalise(logits, targets, options):
     weight = None if options.weight is None else _read_weight(options.weight, classes)
     _check_scalars(options)
     return Problem(
-        logits=_as_rows(logits),
+        logits=as_rows(logits),
         targets=mark_ignored(targets.reshape(-1), options.ignore_index, classes),
         options=_replace_weight(options, weight),
         shape=targets.shape,
@@ -57,12 +57,22 @@ def normalise(logits, targets, options):
 
 def read_logits(logits):
     """Logits as an array of a supported dtype with at least one axis and one class."""
-    for attribute, bridge in (("requires_grad", "fastxent.torch"), ("aval", "fastxent.jax")):
-        if getattr(logits, attribute, False) is True:
-            raise TypeError(f"logits take part in automatic differentiation; use {bridge}")
+    _refuse_what_numpy_would_misread(logits)
     logits = np.asarray(logits)
     check_logits(logits.shape, logits.dtype)
     return logits
+
+
+def _refuse_what_numpy_would_misread(logits):
+    library = type(logits).__module__.partition(".")[0]
+    if getattr(logits, "requires_grad", False) is True:
+        raise TypeError(
+            "logits must not require grad; pass logits.detach(), and take cross_entropy_grad for the gradient"
+        )
+    if library == "jax" and any(kind.__name__ == "Tracer" for kind in type(logits).__mro__):
+        raise TypeError("logits must be a concrete array, not a JAX tracer; call outside of jit and grad")
+    if library == "dask":
+        raise TypeError("logits must be in memory, not a dask array; map over its blocks, or pass logits.compute()")
 
 
 def check_logits(shape, dtype):
@@ -145,8 +155,27 @@ def _replace_weight(options, weight):
     return Options(**values | {"weight": weight})
 
 
-def _as_rows(logits):
-    return logits.reshape(-1, logits.shape[-1]) if logits.ndim != 2 else logits
+class Rows:
+    """Logits (..., V) as rows (N, V) that are gathered when they are sliced, where no view of them exists."""
+
+    def __init__(self, logits):
+        self._logits, self._batch = logits, logits.shape[:-1]
+        self.shape, self.dtype = (math.prod(self._batch), logits.shape[-1]), logits.dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        return self._logits[np.unravel_index(np.arange(len(self))[rows], self._batch)]
+
+
+def as_rows(logits):
+    """Logits (..., V) as a view (N, V), or as `Rows`; never a copy."""
+    if logits.ndim == 2:
+        return logits
+    if logits.flags.c_contiguous:
+        return logits.reshape(math.prod(logits.shape[:-1]), logits.shape[-1])
+    return Rows(logits)
 
 
 def _read_weight(weight, classes):

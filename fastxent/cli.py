@@ -5,38 +5,45 @@ Exit codes: 0 done, 1 the run failed, 2 bad input or usage, 130 interrupted.
 
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
 import click
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import fastxent
 from fastxent import backends, io, scoring
 
 
+class BadInput(click.ClickException):
+    """What the user can mend: one line on stderr and exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file=None):
+        """Print the line."""
+        click.echo(f"error: {self.message}", err=True)
+
+
 class Command(click.Group):
-    """A group whose commands end with the exit codes above and one line on stderr, never a traceback."""
+    """A group whose commands end with the exit codes above."""
 
     def main(self, *args, **kwargs):
         """Run the command line and exit."""
         try:
-            super().main(*args, **kwargs | {"standalone_mode": False})
-        except click.exceptions.Exit as error:
-            sys.exit(error.exit_code)
+            sys.exit(super().main(*args, **kwargs | {"standalone_mode": False}))
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             sys.exit(130)
-        except (io.SourceError, IndexError, TypeError, ValueError, backends.BackendUnavailableError) as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(2)
-        except (OSError, MemoryError) as error:
+        except scoring.RunError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
 
@@ -63,19 +70,26 @@ def score(logits, targets, output, ignore_index, force, as_json, backend):
 
     OUTPUT is a .npy of records, one a target in C order: log_prob (natural log, <= 0) and valid.
     """
-    if output.exists() and not force:
-        raise click.UsageError(f"{output} exists; --force replaces it")
     if not output.parent.is_dir():
         raise click.UsageError(f"{output.parent} is not a folder")
-    logits, targets = io.NpySource.open(logits), io.NpySource.open(targets)
-    blocks = scoring.score_blocks(logits, targets, ignore_index, backend)
-    summary = scoring.Summary()
-    bar, advance = _progress(math.prod(logits.shape) * logits.dtype.itemsize)
-    with bar, io.NpySink(output, scoring.record_dtype(logits.dtype), targets.shape) as sink:
-        for records, greedy, size in blocks:
-            sink.append(records)
-            summary.add(records, greedy, size)
-            advance(size)
+    bar = _progress()
+    task = bar.add_task("scoring", total=None)
+    try:
+        with bar:
+            summary = scoring.score_file(
+                logits,
+                targets,
+                output,
+                ignore_index=ignore_index,
+                backend=backend,
+                replace=force,
+                advance=lambda done, rows: bar.update(task, completed=done, total=rows),
+            )
+    except FileExistsError as error:
+        hint = "; --force replaces it" if str(error).endswith("exists") else ""
+        raise BadInput(f"{error}{hint}") from error
+    except (io.SourceError, IndexError, TypeError, ValueError, backends.BackendUnavailableError) as error:
+        raise BadInput(str(error)) from error
     if as_json:
         click.echo(json.dumps({name: _or_null(value) for name, value in summary.as_dict().items()}))
     else:
@@ -83,9 +97,11 @@ def score(logits, targets, output, ignore_index, force, as_json, backend):
 
 
 @main.command()
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("fastxent-demo"), show_default=True)
-def demo(folder):
-    """Train a classifier of handwritten digits, score it, and measure the speed; under a minute, no network."""
+def demo():
+    """Train a classifier of handwritten digits, score it, and measure the speed; under a minute, no network.
+
+    Writes the folder fastxent-demo here.
+    """
     from fastxent import demo as demonstration
 
     console = Console()
@@ -93,11 +109,12 @@ def demo(folder):
     *steps, (logits, targets) = demonstration.train()
     console.print(_training_table(steps))
 
-    files = demonstration.save(folder, logits, targets)
-    summary = demonstration.score(*files)
-    console.print(f"[bold]2. The held-out logits[/], saved in {folder}/ and scored; the same again:")
-    console.print(f"   fastxent score {' '.join(map(str, files[:2]))} -o {files[2]} --force", highlight=False)
-    console.print(_summary_table(summary, files[2]))
+    logits_file, targets_file, output = demonstration.save(Path("fastxent-demo"), logits, targets)
+    summary = scoring.score_file(logits_file, targets_file, output, replace=True)
+    console.print(f"[bold]2. The held-out logits[/], saved in {output.parent}/ and scored; the same again:")
+    command = ["fastxent", "score", str(logits_file), str(targets_file), "-o", str(output), "--force"]
+    console.print(f"   {shlex.join(command)}", highlight=False, soft_wrap=True)
+    console.print(_summary_table(summary.as_dict(), output))
 
     console.print("[bold]3. 256 MB of logits[/], 2,000 rows of 32,000 classes in float32, median of 5 rounds")
     console.print(_speed_table(demonstration.measure_speed()))
@@ -114,20 +131,21 @@ def info():
     import numba
     import numpy as np
 
-    from fastxent.backends.cpu import cache, twins
+    from fastxent.backends import cpu
 
     table = Table.grid(padding=(0, 2))
-    folder = cache.folder()
     for name in backends.NAMES:
         table.add_row(f"backend {name}", backends.why_unavailable(name) or "available")
-    table.add_row("chosen", backends.explain((512, 32_000)).split(":")[0])
-    table.add_row("threads", f"{numba.get_num_threads()}, layer {twins.threading_layer()}")
-    table.add_row(
-        "kernel cache", f"{folder}, writable" if folder else "none: no writable folder; kernels live in memory"
-    )
-    for name, module in (("Python", sys), ("NumPy", np), ("Numba", numba), ("llvmlite", llvmlite)):
-        table.add_row(name, module.version.split()[0] if module is sys else module.__version__)
-    console = Console()
+    try:
+        table.add_row("chosen", backends.explain((512, 32_000)).split(":")[0])
+    except backends.BackendUnavailableError as error:
+        table.add_row("chosen", f"none: FASTXENT_BACKEND: {escape(str(error))}")
+    for name, value in cpu.describe().items():
+        table.add_row(name, escape(value))
+    for name, module in (("NumPy", np), ("Numba", numba), ("llvmlite", llvmlite)):
+        table.add_row(name, module.__version__)
+    table.add_row("Python", sys.version.split()[0])
+    console = Console(soft_wrap=True)
     console.print(f"fastxent {fastxent.__version__}", highlight=False)
     console.print(table)
 
@@ -137,15 +155,11 @@ def _or_null(value):
     return value if math.isfinite(value) else None
 
 
-def _progress(size):
-    """A bar on stderr where that is a terminal; ``as advance`` takes bytes."""
+def _progress():
+    """A bar on stderr where that is a terminal."""
     console = Console(stderr=True)
-    bar = Progress(
-        BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal, transient=True,
-    )  # fmt: skip
-    task = bar.add_task("scoring", total=size)
-    return bar, lambda done: bar.advance(task, done)
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn()
+    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _summary_table(summary, output):
@@ -155,15 +169,15 @@ def _summary_table(summary, output):
     table.add_row("perplexity", f"{summary['perplexity']:.6g}")
     table.add_row("accuracy", f"{summary['accuracy']:.2%}")
     table.add_row("speed", f"{summary['rows_per_second']:,.0f} rows/s, {summary['gigabytes_per_second']:.2f} GB/s")
-    table.add_row("scores", str(output))
+    table.add_row("scores", escape(str(output)))
     return table
 
 
 def _training_table(steps):
     table = Table(box=box.SIMPLE)
-    for column in ("step", "loss", "held-out loss", "held-out accuracy"):
-        table.add_column(column, justify="right")
-    table.add_column("loss (bar) and held-out loss (line)")
+    for column in ("step", "loss", "held-out", "accuracy"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("loss [cyan]█[/], held-out loss [yellow]│[/]", no_wrap=True)
     top = max(max(step.train_loss, step.held_out_loss) for step in steps)
     for step in steps:
         cells = f"{step.step}", f"{step.train_loss:.4f}", f"{step.held_out_loss:.4f}", f"{step.held_out_accuracy:.1%}"
@@ -171,7 +185,7 @@ def _training_table(steps):
     return table
 
 
-def _bar(share, mark, width=40):
+def _bar(share, mark, width=34):
     bar = "█" * round(share * width)
     at = min(width - 1, round(mark * width))
     padded = bar.ljust(width)

@@ -10,7 +10,6 @@ from importlib.resources import files
 import numpy as np
 
 import fastxent
-from fastxent import io, scoring
 from fastxent.bench import candidates, limits, timing
 from fastxent.bench.cases import speed_case
 
@@ -53,22 +52,11 @@ def train(steps=STEPS, learning_rate=2.0, every=20):
 
 def save(folder, logits, targets):
     """Write logits.npy and targets.npy to ``folder``; returns their paths and that of the scores to come."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     paths = folder / "logits.npy", folder / "targets.npy", folder / "scores.npy"
     np.save(paths[0], logits)
     np.save(paths[1], targets)
     return paths
-
-
-def score(logits_path, targets_path, scores_path):
-    """What ``fastxent score`` does with these files; returns the summary's figures."""
-    logits, targets = io.NpySource.open(logits_path), io.NpySource.open(targets_path)
-    summary = scoring.Summary()
-    with io.NpySink(scores_path, scoring.record_dtype(logits.dtype), targets.shape) as sink:
-        for records, greedy, size in scoring.score_blocks(logits, targets):
-            sink.append(records)
-            summary.add(records, greedy, size)
-    return summary.as_dict()
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ Pickles are never loaded; a header is checked against the file's size before it 
 """
 
 import contextlib
+import fcntl
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,47 +16,61 @@ class SourceError(ValueError):
     """An input that cannot be read as what it should be; the message names the file and the reason."""
 
 
-@dataclass(frozen=True, slots=True)
 class NpySource:
-    """An array in a .npy file, read piece by piece.
+    """An array in a .npy file, read piece by piece through one open descriptor.
 
     Every piece is its own memory map, so the pages behind it are given back as soon as the piece is dropped; that
     costs about 2% over one long-lived map, where reading into a buffer costs several times as much.
+
+    Attributes
+    ----------
+    path : Path
+    shape : tuple of int
+    dtype : dtype
+
+    Raises
+    ------
+    SourceError
+        If the file is missing, not a .npy file, holds Python objects, is in Fortran order, or is shorter than it says.
     """
 
-    path: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    offset: int
-
-    @classmethod
-    def open(cls, path):
-        """Read the header of ``path``.
-
-        Raises
-        ------
-        SourceError
-            If it is missing, not a .npy file, holds Python objects, is in Fortran order, or is shorter than it says.
-        """
-        path = Path(path)
+    def __init__(self, path):
+        self.path = Path(path)
         try:
-            with path.open("rb") as file:
-                shape, fortran, dtype = _read_header(file)
-                offset, size = file.tell(), os.fstat(file.fileno()).st_size
+            self._file = self.path.open("rb")
         except OSError as error:
-            raise SourceError(f"{path}: {error.strerror or error}") from error
-        except (ValueError, EOFError, UnicodeDecodeError) as error:
-            raise SourceError(f"{path}: not a readable .npy file: {error}") from error
-        if dtype.hasobject:
-            raise SourceError(f"{path}: holds pickled Python objects, which are never loaded")
-        if fortran and len(shape) > 1:
-            raise SourceError(f"{path}: is in Fortran order; save numpy.ascontiguousarray of it")
-        source = cls(path, shape, dtype, offset)
-        source._check_size(size)
-        return source
+            raise SourceError(f"{self.path}: {error.strerror or error}") from error
+        try:
+            self._read_header()
+        except BaseException:
+            self.close()
+            raise
 
-    def _check_size(self, size):
-        expected = self.offset + math.prod(self.shape) * self.dtype.itemsize
+    def close(self):
+        """Give the descriptor back; pieces already taken stay."""
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+
+    def _read_header(self):
+        try:
+            self.shape, fortran, self.dtype = _read_header(self._file)
+            self._offset = self._file.tell()
+        except Exception as error:  # a damaged header fails in many ways, in NumPy and in Python's own parser
+            raise SourceError(f"{self.path}: not a readable .npy file: {_line(error)}") from error
+        if self.dtype.hasobject:
+            raise SourceError(f"{self.path}: holds pickled Python objects, which are never loaded")
+        if fortran and len(self.shape) > 1:
+            raise SourceError(f"{self.path}: is in Fortran order; save numpy.ascontiguousarray of it")
+        self._check_size()
+
+    def _check_size(self):
+        expected = self._offset + math.prod(self.shape) * self.dtype.itemsize
+        size = os.fstat(self._file.fileno()).st_size
         if size < expected:
             raise SourceError(f"{self.path}: truncated: {size:,} bytes, where its header promises {expected:,}")
 
@@ -66,13 +80,16 @@ class NpySource:
         Raises
         ------
         SourceError
-            If the file has vanished or become shorter since it was opened.
+            If the file has become shorter since it was opened.
         """
-        try:
-            self._check_size(self.path.stat().st_size)
-            return np.memmap(self.path, self.dtype, "r", self.offset + start * self.dtype.itemsize, (stop - start,))
-        except OSError as error:
-            raise SourceError(f"{self.path}: {error.strerror or error}") from error
+        self._check_size()
+        if start == stop:
+            return np.empty(0, self.dtype)
+        return np.memmap(self._file, self.dtype, "r", self._offset + start * self.dtype.itemsize, (stop - start,))
+
+
+def _line(error):
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_header(file):
@@ -88,18 +105,56 @@ class NpySink:
     """A .npy file of records that appears under its name only when it is whole.
 
     Records are appended to ``PATH.part``, which is renamed at the end; leaving the ``with`` block by an exception
-    removes it.
+    removes it. A part that no living process holds is started afresh.
+
+    Parameters
+    ----------
+    path : path-like
+    dtype : dtype
+    shape : tuple of int
+    replace : bool
+        Whether a file that is already there gives way.
+    inputs : sequence of path-like
+        Files that must not be written over.
+
+    Raises
+    ------
+    FileExistsError
+        If ``path`` exists and may not be replaced, is no regular file, or is an input, or so is its part; or if
+        another process is writing it.
     """
 
-    def __init__(self, path, dtype, rows):
+    def __init__(self, path, dtype, shape, replace=False, inputs=()):
         self.path = Path(path)
         self.part = self.path.with_name(self.path.name + ".part")
-        self._header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": rows}
-        self._left = math.prod(rows)
+        self._replace = replace
+        self._header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        self._left = math.prod(shape)
+        for mine in (self.path, self.part):
+            if mine.exists() and any(mine.samefile(theirs) for theirs in inputs):
+                raise FileExistsError(f"{mine} is an input of this run")
+            if (mine.exists() or mine.is_symlink()) and not mine.is_file():
+                raise FileExistsError(f"{mine} is not a regular file")
+        if self.part.is_symlink():
+            raise FileExistsError(f"{self.part} is a link")
+        if self.path.exists() and not replace:
+            raise FileExistsError(f"{self.path} exists")
 
     def __enter__(self):
-        self._file = self.part.open("wb")
-        np.lib.format.write_array_header_1_0(self._file, self._header)
+        self._file = os.fdopen(os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._file.fileno()), self.part.stat()):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
+            self._file.close()
+            raise FileExistsError(f"{self.part} is being written by another process") from None
+        try:
+            self._file.truncate(0)
+            np.lib.format.write_array_header_1_0(self._file, self._header)
+        except BaseException:
+            self._abandon()
+            raise
         return self
 
     def append(self, records):
@@ -109,14 +164,33 @@ class NpySink:
 
     def __exit__(self, kind, error, trace):
         try:
-            with self._file:
-                if error is None:
-                    if self._left:
-                        raise ValueError(f"{self.path}: {self._left} records were never written")
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
             if error is None:
-                self.part.replace(self.path)
+                self._finish()
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                self.part.unlink()
+            self._abandon()
+
+    def _finish(self):
+        if self._left:
+            raise ValueError(f"{self.path}: {self._left} records were never written")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._replace:
+            self.part.replace(self.path)
+        else:
+            self._link()
+
+    def _link(self):
+        """Give the part its name; unlike a rename, a link refuses a file that has appeared meanwhile."""
+        try:
+            os.link(self.part, self.path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            self.part.rename(self.path)
+
+    def _abandon(self):
+        """Remove the part and let go of it; what is buffered for a part that is gone goes nowhere."""
+        with contextlib.suppress(FileNotFoundError):
+            self.part.unlink()
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -64,7 +64,13 @@ def cross_entropy(
     >>> fastxent.cross_entropy(np.float32([[20, 0]]), [0])
     np.float32(2.0611537e-09)
     """
-    options = arguments.Options(weight, ignore_index, label_smoothing, reduction, denominator)
+    options = arguments.Options(
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        denominator=denominator,
+    )
     problem = arguments.normalise(logits, targets, options)
     terms = _Terms(problem)
     statistics = backends.choose(backend).statistics(problem.logits, problem.targets, terms.smoothing_weight)
@@ -117,7 +123,7 @@ def cross_entropy_with_grad(logits, targets, *, grad_output=1.0, out=None, backe
         problem.logits,
         problem.targets,
         terms.coefficients(grad_output),
-        dlogits.reshape(problem.logits.shape),
+        arguments.as_rows(dlogits),
         terms.smoothing_weight,
     )
     return terms.loss(statistics), dlogits

@@ -21,7 +21,7 @@ def divisor(row_weights, reduction, denominator):
 
 def reduce(losses, reduction, divided_by, dtype, shape):
     """``losses`` (N,) float64 as an array of ``shape`` for "none", else as a NumPy scalar, of ``dtype``."""
-    if reduction == "none":
-        return losses.astype(dtype).reshape(shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if reduction == "none":
+            return losses.astype(dtype).reshape(shape)
         return dtype.type(total(losses) / divided_by)

@@ -250,6 +250,21 @@ def build_rows(ops):
         return where(target_logit < np.inf, where(target_logit > -np.inf, value, hopeless), np.nan)
 
     @function
+    def excess(base, exponent, total, peak, target_logit, nll_of_target):
+        """lse - peak, where peak is the largest logit beside the target: like `nll`, without cancelling."""
+        power, n = exp_split(peak - base)
+        others = (total / power) * power_of_two(exponent - n)
+        own, m = exp_split(target_logit - peak)
+        below = log1p((others - 1.0) + own * power_of_two(clip(m, -2048.0, 0.0)))
+        return where(target_logit > peak, (target_logit - peak) + nll_of_target, below)
+
+    @function
+    def whole_gap(gap, mass, excess_over_peak, target_weight, nll_of_target):
+        """sum w (lse - z) over all classes from the gap below the peak; a weight of 0 counts for nothing."""
+        others = where(mass > 0.0, gap + mass * excess_over_peak, 0.0)
+        return others + where(target_weight > 0.0, target_weight * nll_of_target, 0.0)
+
+    @function
     def with_target(base, exponent, total, target_logit):
         """``exponent, whole, miss, hit``: the whole row's sum and the shares of the others (1 - p_t) and the target."""
         power, n = exp_split(target_logit - base)
@@ -268,6 +283,8 @@ def build_rows(ops):
         add=add,
         add_gap=add_gap,
         nll=nll,
+        excess=excess,
+        whole_gap=whole_gap,
         with_target=with_target,
     )
 
@@ -277,7 +294,10 @@ def loss(nll, gap, target_weight, smoothing, classes):
     if gap is None:
         return target_weight * nll
     spread = (smoothing / classes) * gap
-    return spread if smoothing == 1.0 else (1.0 - smoothing) * target_weight * nll + spread
+    if smoothing == 1.0:
+        return spread
+    nothing = (target_weight == 0.0) & (nll == np.inf)
+    return (1.0 - smoothing) * target_weight * np.where(nothing, 0.0, nll) + spread
 
 
 def coefficients(g, target_weight, mass, smoothing, classes):

@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from fastxent import arguments, backends
-from fastxent.state import IGNORED, LseState
+from fastxent import arguments, backends, io
+from fastxent.state import IGNORED, STRIP, LseState
 
 # logits mapped at a time; a row longer than this goes in blocks of classes
 BLOCK_BYTES = 64 << 20
-_TARGETS = 1 << 20  # targets checked at a time, before the first logit is read
-_ALIGNED = 4096  # classes: blocks cut at its multiples give the bits of the whole row
+_ROWS = 1 << 20  # and rows: what is kept of one is some 60 bytes
+
+
+class RunError(RuntimeError):
+    """A run that began and could not end; what it had written is gone."""
 
 
 @dataclass(slots=True)
@@ -70,6 +73,52 @@ def record_dtype(logits_dtype):
     return np.dtype([("log_prob", np.dtype(logits_dtype).newbyteorder("=")), ("valid", np.bool_)])
 
 
+def score_file(
+    logits, targets, output, ignore_index=-100, backend=None, replace=False, advance=lambda done, rows: None
+):
+    """Score .npy files: logits (..., V) against targets (...), one record a target to ``output``.
+
+    Parameters
+    ----------
+    logits, targets, output : path-like
+    ignore_index, backend
+        As for `fastxent.cross_entropy`.
+    replace : bool
+        Whether an ``output`` that exists gives way.
+    advance : callable
+        Told the rows done and their whole number after every block.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    fastxent.io.SourceError, FileExistsError, IndexError, TypeError, ValueError
+        For bad input, before anything is written.
+    RunError
+        If the run fails later; the output is not there then.
+    """
+    with io.NpySource(logits) as logits, io.NpySource(targets) as targets:
+        blocks = score_blocks(logits, targets, ignore_index, backend)
+        dtype, inputs = record_dtype(logits.dtype), (logits.path, targets.path)
+        sink = io.NpySink(output, dtype, targets.shape, replace=replace, inputs=inputs)
+        try:
+            return _write(blocks, sink, math.prod(targets.shape), advance)
+        except (OSError, MemoryError, io.SourceError) as error:
+            raise RunError(str(error) or type(error).__name__) from error
+
+
+def _write(blocks, sink, rows, advance):
+    summary = Summary()
+    with sink:
+        for records, greedy, size in blocks:
+            sink.append(records)
+            summary.add(records, greedy, size)
+            advance(summary.rows, rows)
+    return summary
+
+
 def score_blocks(logits, targets, ignore_index=-100, backend=None, block_bytes=BLOCK_BYTES):
     """Score logits (..., V) against targets (...) from sources, an iterator of ``records, greedy, bytes``.
 
@@ -100,20 +149,21 @@ def score_blocks(logits, targets, ignore_index=-100, backend=None, block_bytes=B
     arguments.check_logits(logits.shape, logits.dtype)
     arguments.check_targets(targets.shape, targets.dtype, logits.shape)
     rows, classes = math.prod(targets.shape), logits.shape[-1]
-    for start in range(0, rows, _TARGETS):
-        arguments.mark_ignored(targets.block(start, min(rows, start + _TARGETS)), ignore_index, classes, start)
+    for start in range(0, rows, _ROWS):
+        arguments.mark_ignored(targets.block(start, min(rows, start + _ROWS)), ignore_index, classes, start)
     return _blocks(logits, targets, rows, classes, ignore_index, backends.choose(backend), block_bytes)
 
 
 def _blocks(logits, targets, rows, classes, ignore_index, verbs, block_bytes):
     row_bytes = classes * logits.dtype.itemsize
-    step = max(1, block_bytes // row_bytes)
+    step = min(_ROWS, max(1, block_bytes // row_bytes))
     score_rows = _score_whole_rows if row_bytes <= block_bytes else _score_long_row
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         marked = arguments.mark_ignored(targets.block(start, stop), ignore_index, classes, start)
         nll, greedy = score_rows(logits, marked, start, verbs, block_bytes)
-        yield _records(logits.dtype, nll, marked != IGNORED), greedy, (stop - start) * row_bytes
+        valid = marked != IGNORED
+        yield _records(logits.dtype, nll, valid), greedy, int(valid.sum()) * row_bytes
 
 
 def _score_whole_rows(logits, targets, start, verbs, block_bytes):
@@ -133,7 +183,7 @@ def _score_long_row(logits, targets, row, verbs, block_bytes):
     if targets[0] == IGNORED:
         return np.zeros(1), np.zeros(1, bool)
     state, peak, largest, classes = LseState.empty(1), -np.inf, -1, logits.shape[-1]
-    step = max(1, block_bytes // (logits.dtype.itemsize * _ALIGNED)) * _ALIGNED
+    step = max(1, block_bytes // (logits.dtype.itemsize * STRIP)) * STRIP
     for start in range(0, classes, step):
         block = logits.block(row * classes + start, row * classes + min(classes, start + step))[None]
         state = verbs.accumulate(block, targets, vocab_start=start, state=state)

@@ -29,7 +29,7 @@ def logsumexp(logits, *, backend=None):
     array([1.38629436, 1.38629436])
     """
     logits = arguments.read_logits(logits)
-    lse = backends.choose(backend).logsumexp(logits.reshape(-1, logits.shape[-1]))
+    lse = backends.choose(backend).logsumexp(arguments.as_rows(logits))
     return lse.astype(logits.dtype.newbyteorder("=")).reshape(logits.shape[:-1])[()]
 
 
@@ -81,6 +81,5 @@ def softmax(logits, *, out=None, backend=None):
 def _over_rows(verb, logits, out, backend):
     logits = arguments.read_logits(logits)
     out = arguments.read_out(out, logits)
-    rows = (-1, logits.shape[-1])
-    getattr(backends.choose(backend), verb)(logits.reshape(rows), out.reshape(rows))
+    getattr(backends.choose(backend), verb)(arguments.as_rows(logits), arguments.as_rows(out))
     return out

@@ -14,6 +14,9 @@ from fastxent import rowmath
 IGNORED = -1  # the row counts for nothing and is not read
 ABSENT = -2  # the target lies in no class of this block
 
+# Classes cut anywhere give the whole row's sums within their rounding; cut at multiples of this, their very bits
+STRIP = 4096
+
 FIELDS = ("base", "exponent", "total", "low", "peak", "gap", "mass", "target_logit", "target_mass")
 
 _ROWS = rowmath.build_rows(rowmath.NumpyOps)
@@ -65,9 +68,23 @@ class LseState:
         return LseState(merged)
 
     def nll(self):
-        """lse - target logit of each row in nats, float64 (N,), with every digit on confident rows."""
+        """lse - target logit of each row in nats, float64 (N,), with every digit on confident rows; 0 where ignored.
+
+        Raises
+        ------
+        ValueError
+            If the target of a row lies in none of the classes seen.
+        """
+        seen = self["target_mass"] > 0.0
+        lost = ~seen & (self["total"] != 0.0)
+        if lost.any():
+            raise ValueError(
+                f"every target must lie in a shard; {int(lost.sum())} of {lost.size} do not, "
+                f"the first in row {int(lost.argmax())}"
+            )
         with np.errstate(all="ignore"):
-            return _ROWS.nll(self["base"], self["exponent"], self["total"], self["target_logit"])
+            nll = _ROWS.nll(self["base"], self["exponent"], self["total"], self["target_logit"])
+        return np.where(seen, nll, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

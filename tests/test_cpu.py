@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 
 import numba
 import numpy as np
@@ -81,21 +80,6 @@ def test_float32_forward_is_packed():
     assert not re.search(r"\bcall\w*\s+.*\bexpf?\b", code)
 
 
-def test_threads_calling_at_once_get_the_right_answer():
-    logits, targets, _ = Case(600, 1000).build()
-    want = fastxent.cross_entropy(logits, targets)
-    got = []
-    threads = [
-        threading.Thread(target=lambda: got.extend(fastxent.cross_entropy(logits, targets) for _ in range(20)))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == [want] * 80
-
-
 FORK = """
 import os, numpy as np, fastxent
 logits = np.ones((600, 1000), np.float32)
@@ -108,11 +92,37 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
 
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-def test_a_forked_child_can_compute(layer):
+LAYERS = ("omp", "tbb", "workqueue")
+AT_ONCE = """
+import threading, numpy as np, fastxent
+logits = np.ones((600, 1000), np.float32)
+targets = np.zeros(600, int)
+want, got = fastxent.cross_entropy(logits, targets), []
+call = lambda: got.extend(fastxent.cross_entropy(logits, targets) for _ in range(20))
+threads = [threading.Thread(target=call) for _ in range(8)]
+for thread in threads: thread.start()
+call()
+for thread in threads: thread.join()
+assert got == [want] * 180
+"""
+
+
+def run_on(layer, code):
     environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
-    done = subprocess.run([sys.executable, "-c", FORK], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if "threading layer could be loaded" in done.stderr or "No threading layer" in done.stderr:
+        pytest.skip(f"needs the threading layer {layer}")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_threads_calling_at_once_on_every_layer(layer):
+    run_on(layer, AT_ONCE)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_forked_child_can_compute(layer):
+    run_on(layer, FORK)
 
 
 RUN = "import numpy as np, fastxent; print(fastxent.cross_entropy(np.float32([[20, 0]]), [0]))"
@@ -137,10 +147,36 @@ class TestCache:
     def test_a_torn_file_is_healed(self, tmp_path, suffix):
         environment = os.environ | {"FASTXENT_CACHE_DIR": str(tmp_path)}
         run_with(environment)
-        for path in tmp_path.rglob(f"*.{suffix}"):
+        torn = {path: path.stat().st_size for path in tmp_path.rglob(f"*.{suffix}")}
+        assert torn
+        for path in torn:
             path.write_bytes(path.read_bytes()[:50])
         run_with(environment)
         run_with(environment)
+        assert all(path.stat().st_size > 50 for path in torn)
+
+    def test_a_folder_others_can_write_is_not_trusted(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("FASTXENT_CACHE_DIR", str(tmp_path))
+        cache.path().mkdir(parents=True)
+        cache.path().chmod(0o777)
+        cache.folder.cache_clear()
+        assert cache.folder() is None
+        cache.path().chmod(0o700)
+        cache.folder.cache_clear()
+        assert cache.folder() == cache.path()
+        monkeypatch.undo()
+        cache.folder.cache_clear()
+
+    def test_two_processes_filling_it_at_once(self, tmp_path):
+        environment = os.environ | {"FASTXENT_CACHE_DIR": str(tmp_path)}
+        codes = [RUN, RUN.replace("[0])", "[0], label_smoothing=0.5)"), RUN.replace("float32", "float64")]
+        first = [subprocess.Popen([sys.executable, "-c", code], env=environment) for code in codes]
+        assert [process.wait() for process in first] == [0, 0, 0]
+        for code in codes:
+            fresh = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+            alone = os.environ | {"FASTXENT_CACHE_DIR": str(tmp_path / "alone")}
+            want = subprocess.run([sys.executable, "-c", code], env=alone, capture_output=True, check=True)
+            assert fresh.stdout == want.stdout
 
     def test_no_writable_folder(self):
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG", "NUMBA"))}

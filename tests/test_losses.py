@@ -133,6 +133,32 @@ class TestCorners:
         loss, _ = self.losses(backend, [[0, -np.inf, 0]], [0], dtype, label_smoothing=0.5, weight=[1, 0, 1])
         np.testing.assert_allclose(loss, [np.log(2) * (0.5 + 0.5 * 2 / 3)], rtol=1e-6)
 
+    def test_smoothing_with_minus_infinity_on_the_target(self, backend, dtype):
+        loss, _ = self.losses(backend, [[-np.inf, 0, 0]], [0], dtype, label_smoothing=0.1)
+        assert loss[0] == np.inf
+        loss, _ = self.losses(backend, [[-np.inf, 0, 0]], [0], dtype, label_smoothing=0.5, weight=[0, 1, 1])
+        np.testing.assert_allclose(loss, [0.5 * 2 / 3 * np.log(2)], rtol=1e-6)
+
+    def test_smoothing_under_a_finite_mask(self, backend, dtype):
+        lowest = float(np.finfo(np.float32).min)
+        row = [lowest] * 100 + [0.0] * 200
+        loss, _ = self.losses(backend, [row], [150], dtype, label_smoothing=0.1)
+        np.testing.assert_allclose(loss, [-lowest * 100 * 0.1 / 300], rtol=1e-6)
+
+    def test_weights_beyond_float32(self, backend, dtype):
+        for size in (1e39, 1e-46):
+            scaled = fastxent.cross_entropy(
+                np.zeros((1, 2), dtype), [0], label_smoothing=0.5, weight=[size, size], backend=backend
+            )
+            np.testing.assert_allclose(scaled, np.log(2), rtol=1e-6)
+
+    def test_smoothing_when_the_target_is_far_below(self, backend, dtype):
+        row = np.zeros(1000)
+        row[0] = -700.0
+        loss, _ = self.losses(backend, [row], [0], dtype, label_smoothing=1.0)
+        want = np.log(999.0) + 0.7
+        np.testing.assert_allclose(loss, [want], rtol=exact.LOSS[dtype])
+
     def test_common_offset(self, backend, dtype):
         logits = np.array([[8, 0, -8]], dtype)
         for offset in (1e8, -1e8, 1e30):
@@ -163,6 +189,18 @@ def test_leading_axes_and_no_batch(backend):
     )
     np.testing.assert_array_equal(folded, flat.reshape(2, 3, 4))
     assert fastxent.cross_entropy(logits[0], targets[0], backend=backend) == flat[0]
+
+
+def test_strided_logits_of_any_rank_are_gathered_not_copied():
+    logits, targets, _ = Case(24, 33).build()
+    cube = np.asfortranarray(logits.reshape(2, 3, 4, 33))
+    want = fastxent.cross_entropy_with_grad(logits, targets, reduction="none")
+    for backend in BACKENDS:
+        loss, gradient = fastxent.cross_entropy_with_grad(
+            cube, targets.reshape(2, 3, 4), reduction="none", backend=backend
+        )
+        np.testing.assert_allclose(loss.reshape(-1), want[0], rtol=1e-6)
+        np.testing.assert_allclose(gradient.reshape(-1, 33), want[1], rtol=1e-6)
 
 
 LAYOUTS = {
@@ -274,5 +312,6 @@ class TestLaws:
 
 def test_options_are_spelled_out_once_and_alike():
     signature = inspect.signature(fastxent.cross_entropy).parameters
-    for option in fields(Options):
-        assert signature[option.name].default == option.default, option.name
+    defaults = {option.name: option.default for option in fields(Options)}
+    others = ("logits", "targets", "backend")
+    assert {name: taken.default for name, taken in signature.items() if name not in others} == defaults

@@ -68,6 +68,9 @@ def test_absent_and_ignored(module):
     state = module.accumulate(np.zeros((3, 4)), np.array([ABSENT, IGNORED, 7]))
     np.testing.assert_array_equal(state["target_mass"], 0)
     np.testing.assert_array_equal(state["total"] * 2.0 ** state["exponent"], [4, 0, 4])
+    with pytest.raises(ValueError, match="2 of 3 do not, the first in row 0"):
+        state.nll()
+    assert module.accumulate(np.zeros((1, 4)), np.array([IGNORED])).nll() == 0
 
 
 @pytest.mark.parametrize("module", BACKENDS)

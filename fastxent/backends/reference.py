@@ -22,12 +22,12 @@ def statistics(logits, targets, weight=None):
             if weight is not None:
                 result.gap[i] = 0.0
             continue
-        z = logits[i].astype(np.float64)
+        z = logits[i : i + 1][0].astype(np.float64)
         result.nll[i] = _nll(z, t)
         result.peak[i] = np.delete(z, t).max(initial=-np.inf)
         if weight is not None:
-            with np.errstate(invalid="ignore"):
-                result.gap[i] = np.where(weight > 0, weight * (result.nll[i] + (z[t] - z)), 0.0).sum()
+            counted = weight > 0
+            result.gap[i] = (weight[counted] * _gaps(z, t)[counted]).sum()
     return result
 
 
@@ -42,7 +42,7 @@ def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
             out[i] = 0.0
             continue
         hit, smooth, extra = coefficients[i]
-        z = logits[i].astype(np.float64)
+        z = logits[i : i + 1][0].astype(np.float64)
         with np.errstate(invalid="ignore"):
             p = np.exp(z - z[t] - result.nll[i]) if np.isfinite(z[t]) else _softmax(z)
         gradient = p * (hit + extra) - smooth * (1.0 if weight is None else weight)
@@ -58,7 +58,7 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
     for i, t in enumerate(targets):
         if t == IGNORED:
             continue
-        z = logits[i].astype(np.float64)
+        z = logits[i : i + 1][0].astype(np.float64)
         keep = np.arange(len(z)) != t - vocab_start
         others, peak = z[keep], z[keep].max(initial=-np.inf)
         w = np.zeros(len(others)) if weight is None else np.asarray(weight, np.float64)[keep]
@@ -73,12 +73,13 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
 
 def logsumexp(logits):
     """log sum exp of each row, float64 (N,)."""
-    return np.array([_logsumexp(z) for z in logits.astype(np.float64)])
+    return np.array([_logsumexp(z.astype(np.float64)) for z in _each(logits)])
 
 
 def log_softmax(logits, out):
     """z - logsumexp(z) of each row, written to ``out`` (N, V); the largest logit's from the sum of the others."""
-    for z, row in zip(logits.astype(np.float64), out, strict=True):
+    for z, row in zip(_each(logits), out, strict=True):
+        z = z.astype(np.float64)
         largest = z.argmax()
         with np.errstate(invalid="ignore"):
             row[:] = (z - z[largest]) - _nll(z, largest)
@@ -87,9 +88,14 @@ def log_softmax(logits, out):
 
 def softmax(logits, out):
     """exp(z) / sum exp(z) of each row, written to ``out`` (N, V)."""
-    for z, row in zip(logits.astype(np.float64), out, strict=True):
+    for z, row in zip(_each(logits), out, strict=True):
+        z = z.astype(np.float64)
         row[:] = _softmax(z)
     return out
+
+
+def _each(logits):
+    return (logits[i : i + 1][0] for i in range(len(logits)))
 
 
 def _nll(z, t):
@@ -104,6 +110,13 @@ def _nll(z, t):
     if z[t] > peak:
         return np.log1p(total * np.exp(peak - z[t]))
     return (peak - z[t]) + np.log(total + np.exp(z[t] - peak))
+
+
+def _gaps(z, t):
+    """logsumexp(z) - z: from the target where that is largest, else from the largest of the others."""
+    largest = t if z[t] >= z.max() else z.argmax()
+    with np.errstate(invalid="ignore"):
+        return _nll(z, largest) + (z[largest] - z)
 
 
 def _logsumexp(z):

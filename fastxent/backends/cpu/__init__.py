@@ -4,13 +4,17 @@ A launch is bounded so that Ctrl-C is answered between launches, and so that row
 be gathered into a small buffer instead of being copied whole.
 """
 
+import os
+
+import numba
 import numpy as np
 
-from fastxent.backends.cpu import kernels
+from fastxent.backends.cpu import cache, kernels
 from fastxent.backends.cpu.twins import Twins
-from fastxent.state import ABSENT, IGNORED, LseState, Statistics
+from fastxent.state import ABSENT, IGNORED, STRIP, LseState, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
+_ROWS = 1 << 18  # and rows, for the 16 bytes a row of scratch that a gradient needs
 _GATHER = 1 << 20  # elements gathered at a time: a few megabytes, still in the cache when the kernel reads them
 
 _statistics = Twins(kernels.statistics)
@@ -26,10 +30,20 @@ def why_unavailable():
     return None
 
 
+def describe():
+    """What a person may want to know of this backend, by name: threads, and where compiled kernels are kept."""
+    threads, folder = numba.get_num_threads(), cache.folder()
+    if folder is None:
+        kept = "none: no folder can be written; kernels live in memory"
+    else:
+        kept = f"{folder}, {'writable' if os.access(folder, os.W_OK) else 'read only'}"
+    return {"threads": f"{threads}, layer {numba.threading_layer()}", "kernel cache": kept}
+
+
 def statistics(logits, targets, weight=None):
     """See `fastxent.backends.reference.statistics`."""
     result = Statistics.allocate(len(logits), weight is not None)
-    weight = _class_weights(weight, logits)
+    weight = _class_weights(weight)
     for rows, block in _blocks(logits):
         part = result[rows]
         _statistics(block.size, block, targets[rows], weight, part.nll, part.peak, part.gap)
@@ -39,7 +53,7 @@ def statistics(logits, targets, weight=None):
 def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
     """See `fastxent.backends.reference.statistics_and_gradient`."""
     result = Statistics.allocate(len(logits), weight is not None)
-    weight = _class_weights(weight, logits)
+    weight = _class_weights(weight)
     for rows, block in _blocks(logits):
         part, terms = result[rows], out[rows]
         _statistics_and_gradient(
@@ -54,7 +68,7 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
     columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
     here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
     local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
-    weight = _class_weights(weight, logits)
+    weight = _class_weights(weight)
     for rows, block in _blocks(logits):
         _accumulate(block.size, block, local[rows], weight, columns[rows])
     return LseState(columns)
@@ -84,8 +98,9 @@ def softmax(logits, out):
 
 def _blocks(logits):
     """``rows, block``: slices of rows and their logits as a contiguous native array."""
-    ready = logits.flags.c_contiguous and logits.dtype.isnative and logits.flags.aligned
-    size = max(1, (_LAUNCH if ready else _GATHER) // logits.shape[1])
+    ready = isinstance(logits, np.ndarray) and logits.flags.aligned and logits.flags.c_contiguous
+    ready = ready and logits.dtype.isnative
+    size = min(_ROWS, max(1, (_LAUNCH if ready else _GATHER) // logits.shape[1]))
     for start in range(0, len(logits), size):
         rows = slice(start, min(len(logits), start + size))
         block = logits[rows] if ready else np.ascontiguousarray(logits[rows], logits.dtype.newbyteorder("="))
@@ -99,9 +114,9 @@ def _read_only(block):
     return view
 
 
-def _class_weights(weight, logits):
-    return None if weight is None else _read_only(np.ascontiguousarray(weight, logits.dtype.newbyteorder("=")))
+def _class_weights(weight):
+    return None if weight is None else _read_only(np.ascontiguousarray(weight, np.float64))
 
 
 def _references(block):
-    return np.empty((len(block), -(-block.shape[1] // kernels.STRIP), 2))
+    return np.empty((len(block), -(-block.shape[1] // STRIP), 2))

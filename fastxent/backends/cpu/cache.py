@@ -2,14 +2,17 @@
 
 Numba keys a cached kernel by its own file alone; here the folder is named by a digest of every source of the package,
 so a kernel is never older than the formulas it inlines. What cannot be read is compiled again; where nothing can be
-written, kernels live in memory.
+written, kernels live in memory. A kernel is machine code, so a folder that others can write is not used, and writers
+take turns: Numba numbers the files of an index it has read, and two writers at once would pick the same number.
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
-import tempfile
+import shutil
+import time
 from pathlib import Path
 
 import numba
@@ -17,19 +20,35 @@ from numba.core import caching
 
 import fastxent
 
+_KEPT_FOR = 30 * 24 * 3600  # seconds without a change after which another version's kernels go
+
+
+def path():
+    """Where this version's kernels belong; RuntimeError without a home."""
+    root = os.environ.get("FASTXENT_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "fastxent" / _digest()
+
 
 @functools.cache
 def folder():
-    """The folder of this version's kernels, or None where none can be written."""
-    root = os.environ.get("FASTXENT_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
+    """The folder of this version's kernels, or None where there is none to read or write."""
     try:
-        base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = base / "fastxent" / _digest()
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
+        kernels = path()
+        if not kernels.exists():
+            kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _remove_old(kernels.parent)
+        status = kernels.stat()
     except (OSError, RuntimeError):
         return None
+    trusted = status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o022
+    return kernels if trusted and os.access(kernels, os.R_OK | os.X_OK) else None
+
+
+def _remove_old(versions):
+    for version in versions.iterdir():
+        if time.time() - version.stat().st_mtime > _KEPT_FOR:
+            shutil.rmtree(version, ignore_errors=True)
 
 
 def _digest():
@@ -65,6 +84,13 @@ class _Locators:
         return _Locator(self._twin)
 
 
+@contextlib.contextmanager
+def _one_writer(kernels):
+    with (Path(kernels) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _function_cache(py_func, twin):
     class Implementation(caching.CompileResultCacheImpl):
         _locator_classes = (_Locators(twin),)
@@ -74,14 +100,17 @@ def _function_cache(py_func, twin):
 
         def load_overload(self, sig, target_context):
             try:
-                return super().load_overload(sig, target_context)
-            except Exception:  # a torn or foreign file: anything may come out of it
-                with contextlib.suppress(OSError):
-                    self.flush()
-                return None
+                kernel = super().load_overload(sig, target_context)
+                if kernel is None or kernel.signature.args == tuple(sig):
+                    return kernel
+            except Exception:  # noqa: S110, a torn or foreign file: anything may come out of it
+                pass
+            with contextlib.suppress(OSError), _one_writer(self.cache_path):
+                self.flush()
+            return None
 
         def save_overload(self, sig, data):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), _one_writer(self.cache_path):
                 super().save_overload(sig, data)
 
     return KernelCache(py_func)

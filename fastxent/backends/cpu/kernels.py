@@ -36,6 +36,7 @@ from fastxent.backends.cpu.vector import (
     larger,
     load,
     load_some,
+    narrow,
     peak_of_lanes,
     prefetch,
     rint,
@@ -47,9 +48,8 @@ from fastxent.backends.cpu.vector import (
     where,
     widest_registers,
 )
-from fastxent.state import ABSENT, IGNORED
+from fastxent.state import ABSENT, IGNORED, STRIP
 
-STRIP = 4096
 BLOCK = 256
 PREFETCH = 2 * STRIP
 
@@ -70,7 +70,7 @@ _TERMS = {
 }
 _ROWS = rowmath.build_rows(_OPS)
 _add, _add_gap, _rebase = _ROWS.add, _ROWS.add_gap, _ROWS.rebase
-_nll, _with_target = _ROWS.nll, _ROWS.with_target
+_nll, _excess, _whole_gap, _with_target = _ROWS.nll, _ROWS.excess, _ROWS.whole_gap, _ROWS.with_target
 _power_of_two, _exp_split = _ROWS.power_of_two, _ROWS.exp_split
 
 
@@ -221,19 +221,15 @@ def _add_strip(base, exponent, total, low, strip_base, strip_exponent, strip_tot
 
 @_compiled
 def _gap_strip(row, weight, start, stop, but, peak):
-    """``gap, mass`` of a strip: sum w (peak - row) and sum w without class ``but``."""
+    """``gap, mass`` of a strip in float64: sum w (peak - row) and sum w without class ``but``."""
     widest_registers()
-    anchor = peak if peak > -np.inf else row.dtype.type(0)
+    anchor = np.float64(peak) if peak > -np.inf else 0.0
     gap, mass = lanes_of(0.0), lanes_of(0.0)
-    for block in range(start, stop, BLOCK):
-        block_gap = lanes_of(row.dtype.type(0))
-        block_mass = block_gap
-        for j in range(block, min(stop, block + BLOCK), LANES):
-            count, left_out = stop - j, max(but - j, -1)
-            w = load_some(weight, j, count, left_out, 0.0)
-            block_gap = block_gap + weighted(w, anchor - load_some(row, j, count, left_out, anchor))
-            block_mass = block_mass + w
-        gap, mass = gap + to_float64(block_gap), mass + to_float64(block_mass)
+    for j in range(start, stop, LANES):
+        count, left_out = stop - j, max(but - j, -1)
+        w = load_some(weight, j, count, left_out, 0.0)
+        gap = gap + weighted(w, anchor - to_float64(load_some(row, j, count, left_out, 0.0)))
+        mass = mass + w
     return sum_lanes(gap), sum_lanes(mass)
 
 
@@ -271,8 +267,8 @@ def _finish_row(sums, target_logit, target_weight, i, nll, peak, gap):
     nll[i] = _nll(base, exponent, total, target_logit)
     peak[i] = top
     if gap is not None:
-        others = mass * ((target_logit - top) + nll[i]) if mass > 0.0 and top > -np.inf else 0.0
-        gap[i] = class_gap + others + (target_weight * nll[i] if target_weight > 0.0 else 0.0)
+        over = _excess(base, exponent, total, top, target_logit, nll[i]) if top > -np.inf else 0.0
+        gap[i] = _whole_gap(class_gap, mass, over, target_weight, nll[i])
 
 
 @_compiled
@@ -284,21 +280,22 @@ def _scale_terms(terms, weight, references, base, exponent, amount, shift):
         stop = min(classes, start + STRIP)
         power, n = _exp_split(references[start // STRIP, 0] - base)
         factor = amount * power * _power_of_two(references[start // STRIP, 1] + n - exponent)
-        _scale_strip(terms, weight, start, stop, terms.dtype.type(factor), terms.dtype.type(-shift))
+        _scale_strip(terms, weight, start, stop, factor, -shift)
 
 
 @_compiled
 def _scale_strip(terms, weight, start, stop, factor, shift):
+    """terms * factor + shift, or + shift * weight in float64 before the one rounding."""
     for j in range(start, stop, LANES):
         count = stop - j
-        if weight is None:
-            if count >= LANES:
-                store(terms, j, fma(load(terms, j), factor, shift))
-            else:
-                store_some(terms, j, count, fma(load_some(terms, j, count, -1, 0.0), factor, shift))
+        if weight is not None:
+            x = to_float64(load_some(terms, j, count, -1, 0.0)) * factor
+            x = fma(load_some(weight, j, count, -1, 0.0), shift, x)
+            store_some(terms, j, count, narrow(x, terms))
+        elif count >= LANES:
+            store(terms, j, fma(load(terms, j), factor, shift))
         else:
-            x = load_some(terms, j, count, -1, 0.0) * factor
-            store_some(terms, j, count, fma(load_some(weight, j, count, -1, 0.0), shift, x))
+            store_some(terms, j, count, fma(load_some(terms, j, count, -1, 0.0), factor, shift))
 
 
 @_compiled
@@ -408,7 +405,7 @@ def _shift_row(row, out, largest, excess):
     widest_registers()
     peak = row[largest]
     for j in range(0, row.shape[0], LANES):
-        count = row.shape[0] - j
+        count = min(row.shape[0] - j, LANES)
         store_some(out, j, count, (load_some(row, j, count, -1, 0.0) - peak) - row.dtype.type(excess))
 
 

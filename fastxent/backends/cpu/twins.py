@@ -15,12 +15,13 @@ from fastxent.backends.cpu import cache
 # elements below which waking the threads costs more than it saves: about 20 us of work
 PARALLEL_FROM = 1 << 18
 
-_forked = False
+_threads_started = False
+_threads_lost = False
 
 
 def _after_fork():
-    global _forked
-    _forked = True
+    global _threads_lost
+    _threads_lost = _threads_started
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -28,22 +29,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def threads_may_run():
     """Whether a parallel kernel may be entered from this thread of this process."""
-    if _forked or numba.get_num_threads() == 1:
+    global _threads_started
+    if _threads_lost:
         return False
-    if threading.current_thread() is threading.main_thread():
-        return True
-    try:
-        return numba.threading_layer() in ("omp", "tbb")
-    except ValueError:  # no layer is chosen before the first parallel kernel
+    _threads_started = True  # asking for their number starts them
+    if numba.get_num_threads() == 1:
         return False
-
-
-def threading_layer():
-    """The layer in use, or what Numba would try first when no parallel kernel has run yet."""
-    try:
-        return numba.threading_layer()
-    except ValueError:
-        return f"{numba.config.THREADING_LAYER} (none in use yet)"
+    return threading.current_thread() is threading.main_thread() or numba.threading_layer() in ("omp", "tbb")
 
 
 class Twins:

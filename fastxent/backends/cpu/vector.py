@@ -238,6 +238,17 @@ def to_float64(typing, x):
     return result(x), lower
 
 
+@intrinsic
+def narrow(typing, x, array):
+    """float64 lanes rounded to the array's dtype."""
+    result = Vector(array.dtype)
+
+    def lower(context, builder, sig, args):
+        return args[0] if x == result else builder.fptrunc(args[0], context.get_value_type(result))
+
+    return result(x, array), lower
+
+
 def _halves(builder, value):
     half = value.type.count // 2
     undefined = ir.Constant(value.type, ir.Undefined)
