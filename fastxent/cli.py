@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 import fastxent
 from fastxent import backends, io, scoring
@@ -163,7 +163,7 @@ def _progress():
 
 
 def _summary_table(summary, output):
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     table.add_row("rows", f"{summary['rows']:,} ({summary['valid']:,} valid, {summary['nan']:,} NaN)")
     table.add_row("mean NLL", f"{summary['mean_nll_nats']:.6g} nats, {summary['mean_nll_bits']:.6g} bits")
     table.add_row("perplexity", f"{summary['perplexity']:.6g}")

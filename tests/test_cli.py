@@ -241,9 +241,9 @@ def test_memory_stays_bounded_with_two_classes(tmp_path):
 def test_names_that_look_like_markup(problem):
     folder, _, _ = problem
     awkward = folder / "runs[old] a[b].npy"
-    done = run("score", *paths(folder)[:3], awkward)
+    done = run("score", *paths(folder)[:3], awkward.name, cwd=folder)
     assert done.returncode == 0
-    assert "runs[old] a[b].npy" in done.stdout.replace("\n", "")
+    assert "runs[old] a[b].npy" in done.stdout
     assert awkward.exists()
 
 

@@ -7,8 +7,9 @@ from numba import njit
 
 import fastxent
 from fastxent import rowmath
-from fastxent.backends.cpu import kernels
-from fastxent.backends.cpu.vector import LANES, load, store
+from fastxent.backends.cpu.formulas import exp_parts, reference
+from fastxent.backends.cpu.memory import load, store
+from fastxent.backends.cpu.vector import LANES
 from fastxent.state import ABSENT
 
 REALS = {"float32": rowmath.FLOAT32, "float64": rowmath.FLOAT64}
@@ -25,9 +26,9 @@ def in_numpy(x, peak):
 
 @njit(_nrt=False)
 def _compiled(x, peak, out):
-    base, exponent, magic, floor = kernels._reference(peak)
+    base, exponent, magic, floor = reference(peak)
     for j in range(0, x.shape[0], LANES):
-        power, scale = kernels._exp_parts(load(x, j) - base, magic, floor)
+        power, scale = exp_parts(load(x, j) - base, magic, floor)
         store(out, j, power * scale)
     return base, exponent
 

@@ -2,10 +2,8 @@
 
 A kernel that says its lanes aloud does not depend on what a vectoriser makes of a loop: the same lanes are added in
 the same order in every kernel, on every machine and at every vector width (LLVM splits sixteen lanes into as many
-registers as the machine needs), and packed code is certain. Only memory and arithmetic are here; formulas are in
-`fastxent.rowmath`, loops in `fastxent.backends.cpu.kernels`.
-
-Lanes outside a row are read as a given fill and never written, so a ragged tail needs no padding.
+registers as the machine needs), and packed code is certain. Only arithmetic is here; `memory` loads and stores
+vectors, `fastxent.rowmath` has the formulas.
 """
 
 import operator
@@ -20,7 +18,7 @@ from numba.extending import intrinsic, lower_builtin
 
 LANES = 16
 
-_INT32 = ir.IntType(32)
+INT32 = ir.IntType(32)
 
 
 class Vector(types.Type):
@@ -42,26 +40,29 @@ def _vector_among(*kinds):
     return next((kind for kind in kinds if isinstance(kind, Vector)), None)
 
 
-def _splat(builder, value):
+def splat(builder, value):
+    """``value`` in every lane, in LLVM's terms."""
     undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
-    first = builder.insert_element(undefined, value, _INT32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
+    first = builder.insert_element(undefined, value, INT32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES))
 
 
 def _as_vectors(context, builder, values, kinds, vector):
     """Scalars among ``values`` converted to the vector's element and copied to every lane."""
     return [
-        value if isinstance(kind, Vector) else _splat(builder, context.cast(builder, value, kind, vector.element))
+        value if isinstance(kind, Vector) else splat(builder, context.cast(builder, value, kind, vector.element))
         for value, kind in zip(values, kinds, strict=True)
     ]
 
 
-def _call(builder, name, result, arguments):
+def call(builder, name, result, arguments):
+    """Call the LLVM intrinsic ``name``."""
     function = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
 
 
-def _suffix(vector):
+def suffix(vector):
+    """What LLVM appends to an intrinsic's name for this kind of vector."""
     return f"v{LANES}{'f' if isinstance(vector.element, types.Float) else 'i'}{vector.element.bitwidth}"
 
 
@@ -141,8 +142,8 @@ def rint(typing, x):
     """The nearest whole number, ties to even."""
 
     def lower(context, builder, sig, args):
-        suffix = _suffix(x) if isinstance(x, Vector) else f"f{x.bitwidth}"
-        return _call(builder, f"llvm.rint.{suffix}", args[0].type, args)
+        kind = suffix(x) if isinstance(x, Vector) else f"f{x.bitwidth}"
+        return call(builder, f"llvm.rint.{kind}", args[0].type, args)
 
     return x(x), lower
 
@@ -156,7 +157,7 @@ def fma(typing, a, b, c):
         if vector is None:
             return builder.fma(*args)
         args = _as_vectors(context, builder, args, sig.args, vector)
-        return _call(builder, f"llvm.fma.{_suffix(vector)}", args[0].type, args)
+        return call(builder, f"llvm.fma.{suffix(vector)}", args[0].type, args)
 
     if vector is None and not (isinstance(a, types.Float) and a == b == c):
         return None
@@ -220,7 +221,7 @@ def bits(typing, x):
 @intrinsic
 def lanes_of(typing, value):
     """``value`` in every lane."""
-    return Vector(value)(value), lambda context, builder, sig, args: _splat(builder, args[0])
+    return Vector(value)(value), lambda context, builder, sig, args: splat(builder, args[0])
 
 
 @intrinsic
@@ -254,7 +255,7 @@ def _halves(builder, value):
     undefined = ir.Constant(value.type, ir.Undefined)
 
     def part(first):
-        mask = ir.Constant(ir.VectorType(_INT32, half), list(range(first, first + half)))
+        mask = ir.Constant(ir.VectorType(INT32, half), list(range(first, first + half)))
         return builder.shuffle_vector(value, undefined, mask)
 
     return part(0), part(half)
@@ -268,7 +269,7 @@ def sum_lanes(typing, x):
         value = args[0]
         while value.type.count > 1:
             value = builder.fadd(*_halves(builder, value))
-        return builder.extract_element(value, _INT32(0))
+        return builder.extract_element(value, INT32(0))
 
     return x.element(x), lower
 
@@ -282,128 +283,9 @@ def peak_of_lanes(typing, x):
         while value.type.count > 1:
             low, high = _halves(builder, value)
             value = builder.select(builder.fcmp_ordered(">", low, high), low, high)
-        return builder.extract_element(value, _INT32(0))
+        return builder.extract_element(value, INT32(0))
 
     return x.element(x), lower
-
-
-def _address(context, builder, kind, args, vector):
-    """Where ``array[index]`` lies, ``args`` beginning with the two."""
-    data = context.make_array(kind)(context, builder, args[0]).data
-    pointer = builder.gep(data, [args[1]], inbounds=True)
-    return builder.bitcast(pointer, context.get_value_type(vector).as_pointer())
-
-
-def _mask(builder, count, but):
-    """Lanes below ``count`` except lane ``but`` (-1 for none)."""
-    lane = ir.Constant(ir.VectorType(_INT32, LANES), list(range(LANES)))
-    inside = builder.icmp_signed("<", lane, _splat(builder, builder.trunc(count, _INT32)))
-    if but is None:
-        return inside
-    return builder.and_(inside, builder.icmp_signed("!=", lane, _splat(builder, builder.trunc(but, _INT32))))
-
-
-@intrinsic
-def load(typing, array, index):
-    """Sixteen numbers from ``array[index]`` on; any alignment of whole numbers."""
-    vector = Vector(array.dtype)
-
-    def lower(context, builder, sig, args):
-        value = builder.load(_address(context, builder, array, args, vector))
-        value.align = array.dtype.bitwidth // 8
-        return value
-
-    return vector(array, index), lower
-
-
-@intrinsic
-def load_some(typing, array, index, count, but, fill):
-    """As `load`, but lanes from ``count`` on and lane ``but`` are not read: they hold ``fill``."""
-    vector = Vector(array.dtype)
-
-    def lower(context, builder, sig, args):
-        address = _address(context, builder, array, args, vector)
-        filled = _splat(builder, context.cast(builder, args[4], fill, vector.element))
-        align = _INT32(array.dtype.bitwidth // 8)
-        arguments = [address, align, _mask(builder, args[2], args[3]), filled]
-        return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", filled.type, arguments)
-
-    return vector(array, index, types.int64, types.int64, fill), lower
-
-
-@intrinsic
-def load_column(typing, matrix, row, column, last):
-    """Sixteen numbers of a column of a C-contiguous matrix from ``row`` on; rows after ``last`` repeat it."""
-    vector = Vector(matrix.dtype)
-
-    def lower(context, builder, sig, args):
-        value = context.make_array(matrix)(context, builder, args[0])
-        width = builder.extract_value(value.shape, 1)
-        lanes = ir.Constant(context.get_value_type(vector), ir.Undefined)
-        for lane in range(LANES):
-            at = builder.add(args[1], args[1].type(lane))
-            at = builder.select(builder.icmp_signed("<", at, args[3]), at, args[3])
-            element = builder.load(builder.gep(value.data, [builder.add(builder.mul(at, width), args[2])]))
-            lanes = builder.insert_element(lanes, element, _INT32(lane))
-        return lanes
-
-    return vector(matrix, types.intp, types.intp, types.intp), lower
-
-
-@intrinsic
-def store_column(typing, matrix, row, column, last, value):
-    """Write a column of a C-contiguous matrix from ``row`` to ``last``."""
-
-    def lower(context, builder, sig, args):
-        target = context.make_array(matrix)(context, builder, args[0])
-        width = builder.extract_value(target.shape, 1)
-        for lane in range(LANES):
-            at = builder.add(args[1], args[1].type(lane))
-            with builder.if_then(builder.icmp_signed("<=", at, args[3])):
-                element = builder.extract_element(args[4], _INT32(lane))
-                builder.store(element, builder.gep(target.data, [builder.add(builder.mul(at, width), args[2])]))
-        return context.get_dummy_value()
-
-    return types.void(matrix, types.intp, types.intp, types.intp, value), lower
-
-
-@intrinsic
-def store(typing, array, index, value):
-    """Write sixteen numbers from ``array[index]`` on."""
-
-    def lower(context, builder, sig, args):
-        instruction = builder.store(args[2], _address(context, builder, array, args, value))
-        instruction.align = array.dtype.bitwidth // 8
-        return context.get_dummy_value()
-
-    return types.void(array, index, value), lower
-
-
-@intrinsic
-def store_some(typing, array, index, count, value):
-    """Write the lanes below ``count``."""
-
-    def lower(context, builder, sig, args):
-        address = _address(context, builder, array, args, value)
-        align = _INT32(array.dtype.bitwidth // 8)
-        arguments = [args[3], address, align, _mask(builder, args[2], None)]
-        _call(builder, f"llvm.masked.store.{_suffix(value)}.p0", ir.VoidType(), arguments)
-        return context.get_dummy_value()
-
-    return types.void(array, index, types.int64, value), lower
-
-
-@intrinsic
-def prefetch(typing, array, index):
-    """Ask for the cache line of ``array[index]``, which may lie beyond the array: nothing waits, nothing faults."""
-
-    def lower(context, builder, sig, args):
-        address = _address(context, builder, array, args, Vector(array.dtype))
-        to_read, to_every_cache, data = _INT32(0), _INT32(3), _INT32(1)
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [address, to_read, to_every_cache, data])
-        return context.get_dummy_value()
-
-    return types.void(array, index), lower
 
 
 @intrinsic
