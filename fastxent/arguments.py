@@ -99,8 +99,11 @@ def mark_ignored(targets, ignore_index, classes, first_row=0):
     """Targets (N,) as int64, IGNORED for ``ignore_index``; any other outside [0, classes) is an IndexError."""
     if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
         raise TypeError(f"ignore_index must be an integer or None, not {ignore_index!r}")
+    outside = (targets < 0) | (targets >= classes)
+    if not outside.any() and (ignore_index is None or not 0 <= ignore_index < classes):
+        return targets.astype(np.int64, copy=False)
     ignored = np.zeros(targets.shape, bool) if ignore_index is None else targets == ignore_index
-    wrong = ((targets < 0) | (targets >= classes)) & ~ignored
+    wrong = outside & ~ignored
     if wrong.any():
         row = int(wrong.argmax())
         raise IndexError(

@@ -7,9 +7,9 @@ _BLOCK = 1024
 
 def total(values):
     """The float64 sum of a vector in row order: blocks of 1,024, then their sums."""
-    blocks = np.zeros(-(-len(values) // _BLOCK) * _BLOCK)
-    blocks[: len(values)] = values
-    return blocks.reshape(-1, _BLOCK).sum(axis=1).sum()
+    values = np.asarray(values, np.float64)
+    whole = len(values) // _BLOCK * _BLOCK
+    return values[:whole].reshape(-1, _BLOCK).sum(axis=1).sum() + values[whole:].sum()
 
 
 def divisor(row_weights, reduction, denominator):

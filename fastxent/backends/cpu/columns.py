@@ -12,7 +12,7 @@ from fastxent.backends.cpu.vector import LANES, fma, lanes_of, larger, narrow, t
 from fastxent.state import IGNORED
 
 # up to as many classes; beyond, rows one by one are as fast
-FEW = 48
+FEW = 128
 
 
 @inlined

@@ -47,13 +47,14 @@ from fastxent.backends.cpu.vector import (
 from fastxent.state import STRIP
 
 BLOCK = 256
+FOUR = 4 * LANES
 PREFETCH = 2 * STRIP
 
 
 @inlined
-def _whole(start, stop, but):
-    """Whether a block from ``start`` on ends before ``stop`` and is without class ``but``."""
-    return start + BLOCK <= stop and not start <= but < start + BLOCK
+def _whole(start, size, stop, but):
+    """Whether ``size`` classes from ``start`` on end before ``stop`` and are without class ``but``."""
+    return start + size <= stop and not start <= but < start + size
 
 
 @inlined
@@ -63,19 +64,25 @@ def _load_masked(row, j, stop, but):
 
 
 @inlined
+def _peak_of_four(row, j, a, b, c, d):
+    a, b = larger(load(row, j), a), larger(load(row, j + LANES), b)
+    return a, b, larger(load(row, j + 2 * LANES), c), larger(load(row, j + 3 * LANES), d)
+
+
+@inlined
 def _block_peak(row, start, stop, but, peak):
     """The maximum of ``peak`` and row[start:stop] without class ``but``, a block at most."""
     a, b, c, d = peak, peak, peak, peak
-    if _whole(start, stop, but):
-        for j in range(start, start + BLOCK, 4 * LANES):
-            a = larger(load(row, j), a)
-            b = larger(load(row, j + LANES), b)
-            c = larger(load(row, j + 2 * LANES), c)
-            d = larger(load(row, j + 3 * LANES), d)
+    if _whole(start, BLOCK, stop, but):
+        for j in range(start, start + BLOCK, FOUR):
+            a, b, c, d = _peak_of_four(row, j, a, b, c, d)
     else:
-        for j in range(start, min(stop, start + BLOCK), 2 * LANES):
-            a = larger(_load_masked(row, j, stop, but), a)
-            b = larger(_load_masked(row, j + LANES, stop, but), b)
+        for j in range(start, min(stop, start + BLOCK), FOUR):
+            if _whole(j, FOUR, stop, but):
+                a, b, c, d = _peak_of_four(row, j, a, b, c, d)
+            else:
+                for k in range(j, min(stop, j + FOUR), LANES):
+                    a = larger(_load_masked(row, k, stop, but), a)
     return larger(larger(a, b), larger(c, d))
 
 
@@ -103,21 +110,29 @@ def _plus_exp(x, terms, j, count, base, magic, floor, lanes):
 
 
 @inlined
+def _sum_of_four(row, terms, j, base, magic, floor, a, b, c, d):
+    a = _plus_exp(load(row, j), terms, j, None, base, magic, floor, a)
+    b = _plus_exp(load(row, j + LANES), terms, j + LANES, None, base, magic, floor, b)
+    c = _plus_exp(load(row, j + 2 * LANES), terms, j + 2 * LANES, None, base, magic, floor, c)
+    d = _plus_exp(load(row, j + 3 * LANES), terms, j + 3 * LANES, None, base, magic, floor, d)
+    return a, b, c, d
+
+
+@inlined
 def _sum_block(row, terms, start, stop, but, base, magic, floor):
     """Lanes of sum exp(row - base) over row[start:stop] without ``but``, a block at most; the terms go to ``terms``."""
     a = lanes_of(row.dtype.type(0))
     b, c, d = a, a, a
-    if _whole(start, stop, but):
-        for j in range(start, start + BLOCK, 4 * LANES):
-            a = _plus_exp(load(row, j), terms, j, None, base, magic, floor, a)
-            b = _plus_exp(load(row, j + LANES), terms, j + LANES, None, base, magic, floor, b)
-            c = _plus_exp(load(row, j + 2 * LANES), terms, j + 2 * LANES, None, base, magic, floor, c)
-            d = _plus_exp(load(row, j + 3 * LANES), terms, j + 3 * LANES, None, base, magic, floor, d)
+    if _whole(start, BLOCK, stop, but):
+        for j in range(start, start + BLOCK, FOUR):
+            a, b, c, d = _sum_of_four(row, terms, j, base, magic, floor, a, b, c, d)
     else:
-        for j in range(start, min(stop, start + BLOCK), 2 * LANES):
-            k = j + LANES
-            a = _plus_exp(_load_masked(row, j, stop, but), terms, j, stop - j, base, magic, floor, a)
-            b = _plus_exp(_load_masked(row, k, stop, but), terms, k, stop - k, base, magic, floor, b)
+        for j in range(start, min(stop, start + BLOCK), FOUR):
+            if _whole(j, FOUR, stop, but):
+                a, b, c, d = _sum_of_four(row, terms, j, base, magic, floor, a, b, c, d)
+            else:
+                for k in range(j, min(stop, j + FOUR), LANES):
+                    a = _plus_exp(_load_masked(row, k, stop, but), terms, k, stop - k, base, magic, floor, a)
     return (a + b) + (c + d)
 
 
