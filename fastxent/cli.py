@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ from rich.table import Column, Table
 
 import fastxent
 from fastxent import backends, io, scoring
+from fastxent.bench import report
 
 
 class BadInput(click.ClickException):
@@ -125,6 +127,29 @@ def demo():
 
 
 @main.command()
+@click.option("--shape", "shapes", multiple=True, metavar="ROWSxCLASSES", help="By default three, a minute in all.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the cells to this file too.")
+def compare(shapes, dtype, json_file):
+    """Compare fastxent with every other library that is installed: right first, then fast."""
+    from fastxent.bench import compare as comparison
+
+    try:
+        sizes = [tuple(map(int, shape.split("x"))) for shape in shapes or ("16384x1000", "512x32000", "128x128256")]
+        if any(len(size) != 2 or min(size) < 1 for size in sizes):
+            raise ValueError
+    except ValueError:
+        raise click.UsageError("--shape takes ROWSxCLASSES, two whole numbers such as 512x32000") from None
+    console, cells = Console(), []
+    for part in comparison.compare(sizes, dtype):
+        cells += (new := [asdict(cell) for cell in part])
+        console.print(_comparison_table(new))
+    if json_file:
+        record = {"machine": comparison.machine(), "cells": cells}
+        json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+@main.command()
 def info():
     """Show versions, backends, threads, and where compiled kernels are kept."""
     import llvmlite
@@ -190,6 +215,15 @@ def _bar(share, mark, width=34):
     at = min(width - 1, round(mark * width))
     padded = bar.ljust(width)
     return f"[cyan]{padded[:at]}[/][yellow]│[/][cyan]{padded[at + 1 :]}[/]"
+
+
+def _comparison_table(cells):
+    table = Table(title=report.title(cells[0]), box=box.SIMPLE)
+    for heading in report.HEADINGS:
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for row in report.rows(cells):
+        table.add_row(*map(escape, row))
+    return table
 
 
 def _speed_table(speed):

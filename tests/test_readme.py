@@ -33,7 +33,7 @@ def test_shell_commands(tmp_path):
     np.save(tmp_path / "logits.npy", np.zeros((6, 4), np.float32))
     np.save(tmp_path / "targets.npy", np.arange(6) % 4)
     commands = re.findall(r"^\$ fastxent (.*)$", TEXT, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         subprocess.run([sys.executable, "-m", "fastxent", *shlex.split(command)], cwd=tmp_path, check=True)
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy")["log_prob"], -np.log(4), rtol=1e-6)

@@ -1,6 +1,12 @@
-"""Peers: the cross entropy of other libraries, as functions of the same arrays."""
+"""Candidates: our backends and other libraries' cross entropy, each a setup that returns a zero-argument callable.
+
+A loss candidate returns per-row losses (N,); a gradient candidate the gradient (N, V) of their mean. A setup that needs
+what is not installed raises ImportError.
+"""
 
 import numpy as np
+
+import fastxent
 
 
 def numpy_cross_entropy(logits, targets):
@@ -19,3 +25,121 @@ def numpy_cross_entropy_with_grad(logits, targets):
     p[each, targets] -= 1
     p /= len(logits)
     return loss, p
+
+
+def _ours(logits, targets):
+    return lambda: fastxent.cross_entropy(logits, targets, reduction="none")
+
+
+def _ours_with_grad(logits, targets):
+    out = np.empty_like(logits)
+    return lambda: fastxent.cross_entropy_with_grad(logits, targets, out=out)[1]
+
+
+def _torch(logits, targets):
+    import torch
+
+    x, t = torch.from_numpy(logits), torch.from_numpy(targets)
+
+    def run():
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(x, t, reduction="none").numpy()
+
+    return run
+
+
+def _torch_with_grad(logits, targets):
+    import torch
+
+    x, t = torch.from_numpy(logits.copy()).requires_grad_(True), torch.from_numpy(targets)
+
+    def run():
+        return torch.autograd.grad(torch.nn.functional.cross_entropy(x, t), x)[0].numpy()
+
+    return run
+
+
+def _jax(logits, targets):
+    import jax
+    import optax
+
+    x, t = jax.device_put(logits), jax.device_put(targets)
+    compiled = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
+    return lambda: np.asarray(compiled(x, t).block_until_ready())
+
+
+def _jax_with_grad(logits, targets):
+    import jax
+    import optax
+
+    x, t = jax.device_put(logits), jax.device_put(targets)
+    compiled = jax.jit(jax.value_and_grad(lambda x, t: optax.softmax_cross_entropy_with_integer_labels(x, t).mean()))
+    return lambda: np.asarray(jax.block_until_ready(compiled(x, t))[1])
+
+
+def _scipy(logits, targets):
+    import scipy.special
+
+    each = np.arange(len(logits))
+    return lambda: -scipy.special.log_softmax(logits, axis=1)[each, targets]
+
+
+def _scikit_learn(logits, targets):
+    from sklearn._loss.loss import HalfMultinomialLoss
+
+    loss, classes, threads = HalfMultinomialLoss(n_classes=logits.shape[1]), targets.astype(logits.dtype), _threads()
+    return lambda: loss.loss(classes, logits, n_threads=threads)
+
+
+def _scikit_learn_with_grad(logits, targets):
+    from sklearn._loss.loss import HalfMultinomialLoss
+
+    loss, classes, threads = HalfMultinomialLoss(n_classes=logits.shape[1]), targets.astype(logits.dtype), _threads()
+    return lambda: loss.loss_gradient(classes, logits, n_threads=threads)[1] / len(logits)
+
+
+def _onnxruntime(logits, targets):
+    import onnx
+    import onnxruntime
+
+    kind = {"float32": onnx.TensorProto.FLOAT, "float64": onnx.TensorProto.DOUBLE}[logits.dtype.name]
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("LogSoftmax", ["x"], ["log_p"], axis=-1),
+        helper.make_node("GatherElements", ["log_p", "t"], ["y"], axis=1),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", kind, [None, None]),
+        helper.make_tensor_value_info("t", onnx.TensorProto.INT64, [None, 1]),
+    ]
+    graph = helper.make_graph(nodes, "loss", inputs, [helper.make_tensor_value_info("y", kind, [None, 1])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    feeds = {"x": logits, "t": targets[:, None]}
+    return lambda: -session.run(None, feeds)[0][:, 0]
+
+
+def _threads():
+    import numba
+
+    return numba.get_num_threads()
+
+
+LOSS = {
+    "fastxent": _ours,
+    "torch": _torch,
+    "jax.jit": _jax,
+    "onnxruntime": _onnxruntime,
+    "scipy": _scipy,
+    "scikit-learn": _scikit_learn,
+    "numpy": lambda logits, targets: lambda: numpy_cross_entropy(logits, targets),
+}
+LOSS_AND_GRADIENT = {
+    "fastxent": _ours_with_grad,
+    "torch": _torch_with_grad,
+    "jax.jit": _jax_with_grad,
+    "scikit-learn": _scikit_learn_with_grad,
+    "numpy": lambda logits, targets: lambda: numpy_cross_entropy_with_grad(logits, targets)[1],
+}

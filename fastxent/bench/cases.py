@@ -97,6 +97,6 @@ AGREEMENT = tuple(
 SPEED_SHAPES = ((100_000, 10), (16_384, 1000), (512, 32_000), (128, 128_256))
 
 
-def speed_case(rows, classes, dtype="float32"):
+def speed_case(rows: int, classes: int, dtype: str = "float32") -> Case:
     """The typical problem of a shape."""
     return Case(rows, classes, "typical", dtype)

@@ -1,0 +1,61 @@
+"""The comparison checks before it times, says what is absent, and the published table is the published run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent.bench import candidates, compare, report
+from tests.test_cli import run
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_a_wrong_candidate_gets_no_time(monkeypatch):
+    def wrong(logits, targets):
+        return lambda: fastxent.cross_entropy(logits, targets, reduction="none") * 1.001
+
+    monkeypatch.setattr(compare, "OPERATIONS", {"loss": {"fastxent": candidates.LOSS["fastxent"], "wrong": wrong}})
+    ours, theirs = next(compare.compare([(300, 40)], rounds=1))
+    assert (theirs.note, theirs.seconds) == ("wrong", None)
+    assert theirs.worst_error == pytest.approx(1e-3, rel=1e-2)
+    assert ours.seconds > 0
+    assert ours.worst_error < 1e-6
+
+
+def test_an_absent_one_is_named(monkeypatch):
+    def absent(logits, targets):
+        raise ImportError(name="abacus")
+
+    monkeypatch.setattr(compare, "OPERATIONS", {"loss": {"fastxent": candidates.LOSS["fastxent"], "abacus": absent}})
+    _, theirs = next(compare.compare([(300, 40)], rounds=1))
+    assert theirs.note == "absent: needs abacus: pip install fastxent[peers]"
+
+
+def test_a_wrong_gradient_is_seen(monkeypatch):
+    def off_by_sign(logits, targets):
+        return lambda: -fastxent.cross_entropy_grad(logits, targets)
+
+    table = {"fastxent": candidates.LOSS_AND_GRADIENT["fastxent"], "sign": off_by_sign}
+    monkeypatch.setitem(compare.OPERATIONS, "loss and gradient", table)
+    loss, gradient = compare.compare([(100, 7)], rounds=1)
+    assert [cell.note for cell in gradient] == ["", "wrong"]
+    assert loss[0].note == ""
+
+
+def test_command(tmp_path):
+    done = run("compare", "--shape", "200x30", "--json", tmp_path / "cells.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "cells.json").read_text())
+    assert {cell["candidate"] for cell in record["cells"]} >= {"fastxent", "numpy", "torch"}
+    assert record["machine"]["threads"] >= 1
+    assert "fastxent" in report.markdown(record)
+    assert run("compare", "--shape", "200").returncode == 2
+
+
+def test_published_table_is_the_published_run():
+    record = json.loads((DOCS / "results" / "compare.json").read_text("utf-8"))
+    assert report.markdown(record) in (DOCS / "performance.md").read_text("utf-8")
+    assert all(np.isfinite(cell["seconds"]) for cell in record["cells"] if cell["note"] == "")
