@@ -1,22 +1,27 @@
 """Cross entropy and its gradient: documentation and short bodies."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from fastxent import arguments, backends, reduction, rowmath
 from fastxent.state import IGNORED
 
+Loss = np.floating | NDArray[np.floating]
+
 
 def cross_entropy(
-    logits,
-    targets,
+    logits: ArrayLike,
+    targets: ArrayLike,
     *,
-    weight=None,
-    ignore_index=-100,
-    label_smoothing=0.0,
-    reduction="mean",
-    denominator=None,
-    backend=None,
-):
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    backend: str | None = None,
+) -> Loss:
     r"""Cross entropy of class indices under logits, in nats.
 
     For a row z of logits with target t, weights w and smoothing e over V classes:
@@ -77,7 +82,15 @@ def cross_entropy(
     return terms.loss(statistics)
 
 
-def cross_entropy_with_grad(logits, targets, *, grad_output=1.0, out=None, backend=None, **options):
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray | None = None,
+    backend: str | None = None,
+    **options: Any,
+) -> tuple[Loss, NDArray]:
     r"""Cross entropy and its gradient with respect to the logits, in one pass over them.
 
     The gradient of a row whose loss has the upstream gradient g is
@@ -129,7 +142,15 @@ def cross_entropy_with_grad(logits, targets, *, grad_output=1.0, out=None, backe
     return terms.loss(statistics), dlogits
 
 
-def cross_entropy_grad(logits, targets, *, grad_output=1.0, out=None, backend=None, **options):
+def cross_entropy_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray | None = None,
+    backend: str | None = None,
+    **options: Any,
+) -> NDArray:
     """The gradient of `cross_entropy` with respect to the logits; see `cross_entropy_with_grad`.
 
     Examples

@@ -1,9 +1,12 @@
 """logsumexp, log_softmax and softmax over the last axis."""
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from fastxent import arguments, backends
 
 
-def logsumexp(logits, *, backend=None):
+def logsumexp(logits: ArrayLike, *, backend: str | None = None) -> np.floating | NDArray[np.floating]:
     """log(sum(exp(logits))) over the last axis, in nats.
 
     Parameters
@@ -33,7 +36,7 @@ def logsumexp(logits, *, backend=None):
     return lse.astype(logits.dtype.newbyteorder("=")).reshape(logits.shape[:-1])[()]
 
 
-def log_softmax(logits, *, out=None, backend=None):
+def log_softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str | None = None) -> NDArray:
     """logits - logsumexp(logits) over the last axis: log-probabilities in nats, none above 0.
 
     The largest logit's comes from the sum of the others, so a confident row does not round to 0.
@@ -64,7 +67,7 @@ def log_softmax(logits, *, out=None, backend=None):
     return _over_rows("log_softmax", logits, out, backend)
 
 
-def softmax(logits, *, out=None, backend=None):
+def softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str | None = None) -> NDArray:
     """exp(logits) / sum(exp(logits)) over the last axis: probabilities.
 
     Parameters, result and errors as for `log_softmax`; a row that is all -inf, or holds +inf or NaN, gives NaN.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastxent
-from tests.test_cli import anonymous_megabytes, start_large
+from tests.test_cli import memory_of, start_large
 
 ROWS, CLASSES, BLOCK = 23_500, 128_256, 100
 
@@ -23,14 +23,7 @@ def test_twelve_gigabytes(tmp_path):
             block.tofile(file)
     np.save(tmp_path / "targets.npy", targets)
 
-    process = start_large(tmp_path)
-    highest = 0.0
-    while process.poll() is None:
-        try:
-            highest = max(highest, anonymous_megabytes(process.pid))
-        except (StopIteration, OSError):
-            break
-    assert process.wait() == 0
+    _, highest = memory_of(start_large(tmp_path))
     assert 0 < highest < 500
 
     sample = np.sort(rng.choice(ROWS, 200, replace=False))
