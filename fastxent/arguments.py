@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastxent.state import IGNORED
 
@@ -19,7 +20,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 class Options:
     """The options of the cross entropy family, with their defaults; `fastxent.cross_entropy` explains each."""
 
-    weight: np.ndarray | None = None
+    weight: ArrayLike | None = None
     ignore_index: int | None = -100
     label_smoothing: float = 0.0
     reduction: str = "mean"

@@ -31,9 +31,9 @@ def logsumexp(logits: ArrayLike, *, backend: str | None = None) -> np.floating |
     >>> fastxent.logsumexp(np.zeros((2, 4)))
     array([1.38629436, 1.38629436])
     """
-    logits = arguments.read_logits(logits)
-    lse = backends.choose(backend).logsumexp(arguments.as_rows(logits))
-    return lse.astype(logits.dtype.newbyteorder("=")).reshape(logits.shape[:-1])[()]
+    read = arguments.read_logits(logits)
+    lse = backends.choose(backend).logsumexp(arguments.as_rows(read))
+    return lse.astype(read.dtype.newbyteorder("=")).reshape(read.shape[:-1])[()]
 
 
 def log_softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str | None = None) -> NDArray:
