@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastxent
+from fastxent.backends import cpu
 from fastxent.backends.cpu import cache, kernels, twins
 from fastxent.bench.cases import Case
 
@@ -50,6 +51,16 @@ class TestSameBits:
             results.append(both(logits, targets))
         assert_same(*results)
 
+    def test_for_any_number_of_segments(self, shape, dtype, monkeypatch):
+        logits, targets, _ = Case(*shape, dtype=dtype, ignored=0.3).build()
+        want = both(logits, targets)
+        for segments in (2, 7, 74):
+            monkeypatch.setattr(cpu, "_segments", lambda block, n=segments: n)
+            assert_same(both(logits, targets), want)
+            kept = logits.copy()
+            fastxent.cross_entropy_grad(kept, targets, out=kept, reduction="none", label_smoothing=0.1)
+            assert_same([kept], [want[1]])
+
     def test_for_any_batch_split_and_order(self, shape, dtype):
         logits, targets, _ = Case(*shape, dtype=dtype).build()
         want = both(logits, targets)
@@ -69,7 +80,15 @@ class TestSameBits:
 )
 def test_float32_forward_is_packed():
     fresh = numba.njit(error_model="numpy")(kernels.statistics)  # a kernel from the cache shows no code
-    arguments = np.zeros((1, 2), np.float32), np.zeros(1, np.int64), None, np.zeros(1), np.zeros(1), None
+    arguments = (
+        np.zeros((1, 2), np.float32),
+        np.zeros(1, np.int64),
+        None,
+        1,
+        np.zeros((1, 1, 6)),
+        *np.zeros((2, 1)),
+        None,
+    )
     fresh(*arguments)
     (code,) = fresh.inspect_asm().values()
     loops = [block for block in re.split(r"^\.LBB", code, flags=re.MULTILINE) if block.count("vfmadd") >= 36]

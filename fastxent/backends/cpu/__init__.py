@@ -14,7 +14,7 @@ from fastxent.backends.cpu.twins import Twins
 from fastxent.state import ABSENT, IGNORED, STRIP, LseState, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
-_ROWS = 1 << 18  # and rows, for the 16 bytes a row of scratch that a gradient needs
+_ROWS = 1 << 18  # and rows, for their scratch
 _GATHER = 1 << 20  # elements gathered at a time: a few megabytes, still in the cache when the kernel reads them
 
 _statistics = Twins(kernels.statistics)
@@ -46,7 +46,8 @@ def statistics(logits, targets, weight=None):
     weight = _class_weights(weight)
     for rows, block in _blocks(logits):
         part = result[rows]
-        _statistics(block.size, block, targets[rows], weight, part.nll, part.peak, part.gap)
+        strips, segments = _strips(block), _segments(block)
+        _statistics(block.size, block, targets[rows], weight, segments, strips, part.nll, part.peak, part.gap)
     return result
 
 
@@ -57,7 +58,7 @@ def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
     for rows, block in _blocks(logits):
         part, terms = result[rows], out[rows]
         _statistics_and_gradient(
-            block.size, block, targets[rows], weight, coefficients[rows], terms, _references(block),
+            block.size, block, targets[rows], weight, coefficients[rows], terms, _segments(block), _strips(block),
             part.nll, part.peak, part.gap,
         )  # fmt: skip
     return result
@@ -70,7 +71,7 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
     local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
     weight = _class_weights(weight)
     for rows, block in _blocks(logits):
-        _accumulate(block.size, block, local[rows], weight, columns[rows])
+        _accumulate(block.size, block, local[rows], weight, _strips(block), columns[rows])
     return LseState(columns)
 
 
@@ -78,21 +79,21 @@ def logsumexp(logits):
     """See `fastxent.backends.reference.logsumexp`."""
     lse = np.empty(len(logits))
     for rows, block in _blocks(logits):
-        _logsumexp(block.size, block, lse[rows])
+        _logsumexp(block.size, block, _strips(block), lse[rows])
     return lse
 
 
 def log_softmax(logits, out):
     """See `fastxent.backends.reference.log_softmax`."""
     for rows, block in _blocks(logits):
-        _log_softmax(block.size, block, out[rows])
+        _log_softmax(block.size, block, _strips(block), out[rows])
     return out
 
 
 def softmax(logits, out):
     """See `fastxent.backends.reference.softmax`."""
     for rows, block in _blocks(logits):
-        _softmax(block.size, block, out[rows], _references(block))
+        _softmax(block.size, block, _strips(block), out[rows])
     return out
 
 
@@ -118,5 +119,12 @@ def _class_weights(weight):
     return None if weight is None else _read_only(np.ascontiguousarray(weight, np.float64))
 
 
-def _references(block):
-    return np.empty((len(block), -(-block.shape[1] // STRIP), 2))
+def _strips(block):
+    """Scratch for the sums of each row's strips."""
+    return np.empty((len(block), -(-block.shape[1] // STRIP), 6))
+
+
+def _segments(block):
+    """How many runs of strips a row is cut into so that there is work for every thread; no bit depends on it."""
+    wanted = 4 * numba.get_num_threads()
+    return 1 if len(block) >= wanted else min(-(-block.shape[1] // STRIP), -(-wanted // len(block)))

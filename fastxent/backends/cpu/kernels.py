@@ -10,77 +10,140 @@ from numba import prange
 from fastxent.backends.cpu.columns import FEW, gradient_of_sixteen, statistics_of_sixteen
 from fastxent.backends.cpu.formulas import add_gap, compiled, nll_of, with_target
 from fastxent.backends.cpu.memory import load_some, store_some
-from fastxent.backends.cpu.rows import finish_row, peak_of, scale_terms, sum_row
+from fastxent.backends.cpu.rows import (
+    add_strips,
+    factors_of_strips,
+    finish_row,
+    peak_of,
+    scale_strips,
+    sum_row,
+    sum_strips,
+)
 from fastxent.backends.cpu.vector import LANES, widest_registers
-from fastxent.state import ABSENT, IGNORED
+from fastxent.state import ABSENT, IGNORED, STRIP
 
 
 @compiled
-def _statistics_row(row, target, weight, i, nll, peak, gap):
-    if target == IGNORED:
-        nll[i], peak[i] = 0.0, np.nan
-        if gap is not None:
-            gap[i] = 0.0
-        return
-    sums = sum_row(row, target, weight, None, None)
+def _ignore_row(i, nll, peak, gap):
+    nll[i], peak[i] = 0.0, np.nan
+    if gap is not None:
+        gap[i] = 0.0
+
+
+@compiled
+def _statistics_row(row, target, weight, sums, i, nll, peak, gap):
     target_weight = np.float64(weight[target]) if weight is not None else 1.0
     finish_row(sums, np.float64(row[target]), target_weight, i, nll, peak, gap)
 
 
 @compiled
-def _gradient_row(row, target, weight, hit, smooth, extra, out, references, i, nll, peak, gap):
-    if target == IGNORED:
-        out[:] = 0.0
-        nll[i], peak[i] = 0.0, np.nan
-        if gap is not None:
-            gap[i] = 0.0
-        return
-    target_logit = np.float64(row[target])
-    target_weight = np.float64(weight[target]) if weight is not None else 1.0
-    sums = sum_row(row, target, weight, out, references)
+def _prepare_gradient(target_logit, target_weight, coefficients, strips, i, nll, peak, gap):
+    """Finish a row's statistics, leave each strip's factor in strips[:, 0]; returns the target's own gradient."""
+    hit, smooth, extra = coefficients[0], coefficients[1], coefficients[2]
+    sums = add_strips(strips)
     finish_row(sums, target_logit, target_weight, i, nll, peak, gap)
     base, exponent, total = sums[0], sums[1], sums[2]
     top, whole, miss, own = with_target(base, exponent, total, target_logit)
-    scale_terms(out, weight, references, base, top, (hit + extra) / whole, smooth)
-    out[target] = out.dtype.type(extra * own - hit * miss - smooth * target_weight)
+    factors_of_strips(strips, base, top, (hit + extra) / whole)
+    return extra * own - hit * miss - smooth * target_weight
 
 
-def statistics(logits, targets, weight, nll, peak, gap):
-    """(N, V) logits read once -> nll, peak of the other classes and, with class weights, gap: float64 (N,)."""
+@compiled
+def _gradient_row(row, target, weight, coefficients, out, strips, i, nll, peak, gap):
+    if target == IGNORED:
+        out[:] = 0.0
+        _ignore_row(i, nll, peak, gap)
+        return
+    target_logit = np.float64(row[target])
+    target_weight = np.float64(weight[target]) if weight is not None else 1.0
+    sum_strips(row, target, weight, out, strips, 0, strips.shape[0])
+    own = _prepare_gradient(target_logit, target_weight, coefficients, strips, i, nll, peak, gap)
+    scale_strips(out, weight, strips, 0, strips.shape[0], coefficients[1])
+    out[target] = out.dtype.type(own)
+
+
+@compiled
+def _sum_segment(logits, targets, weight, out, strips, segments, task):
+    i, part = task // segments, task % segments
+    if targets[i] != IGNORED:
+        first, last = strips.shape[1] * part // segments, strips.shape[1] * (part + 1) // segments
+        if out is None:
+            sum_strips(logits[i], targets[i], weight, None, strips[i], first, last)
+        else:
+            sum_strips(logits[i], targets[i], weight, out[i], strips[i], first, last)
+
+
+@compiled
+def _scale_segment(targets, weight, coefficients, out, strips, segments, task):
+    i, part = task // segments, task % segments
+    first, last = strips.shape[1] * part // segments, strips.shape[1] * (part + 1) // segments
+    if targets[i] == IGNORED:
+        out[i, first * STRIP : last * STRIP] = 0.0
+    else:
+        scale_strips(out[i], weight, strips[i], first, last, coefficients[i, 1])
+
+
+def statistics(logits, targets, weight, segments, strips, nll, peak, gap):
+    """(N, V) logits read once -> nll, peak of the other classes and, with class weights, gap: float64 (N,).
+
+    strips (N, n, 6) is scratch. A row is cut into ``segments`` runs of strips, summed in parallel; 1 for many rows.
+    """
     if weight is None and logits.shape[1] <= FEW:
         for group in prange((logits.shape[0] + LANES - 1) // LANES):
             statistics_of_sixteen(logits, targets, group, nll, peak)
         return
+    for task in prange(logits.shape[0] * segments):
+        _sum_segment(logits, targets, weight, None, strips, segments, task)
     for i in prange(logits.shape[0]):
-        _statistics_row(logits[i], targets[i], weight, i, nll, peak, gap)
+        if targets[i] == IGNORED:
+            _ignore_row(i, nll, peak, gap)
+        else:
+            _statistics_row(logits[i], targets[i], weight, add_strips(strips[i]), i, nll, peak, gap)
 
 
-def statistics_and_gradient(logits, targets, weight, coefficients, out, references, nll, peak, gap):
+def statistics_and_gradient(logits, targets, weight, coefficients, out, segments, strips, nll, peak, gap):
     """As `statistics`, and out (N, V) written: p_k (hit + extra) - smooth w_k, on the target from 1 - p_t.
 
-    The row is read once from memory; its terms wait in ``out`` and are scaled while they are in the cache.
-    coefficients (N, 3): hit, smooth, extra; references (N, strips, 2) is scratch.
+    A row is read once from memory; its terms wait in ``out`` and are scaled while they are in the cache, unless it is
+    cut into segments: then all are summed before any is scaled. coefficients (N, 3): hit, smooth, extra.
     """
     if weight is None and logits.shape[1] <= FEW:
         for group in prange((logits.shape[0] + LANES - 1) // LANES):
             gradient_of_sixteen(logits, targets, coefficients, out, group, nll, peak)
         return
-    for i in prange(logits.shape[0]):
-        hit, smooth, extra = coefficients[i, 0], coefficients[i, 1], coefficients[i, 2]
-        _gradient_row(logits[i], targets[i], weight, hit, smooth, extra, out[i], references[i], i, nll, peak, gap)
+    if segments == 1:
+        for i in prange(logits.shape[0]):
+            _gradient_row(logits[i], targets[i], weight, coefficients[i], out[i], strips[i], i, nll, peak, gap)
+        return
+    for i in range(logits.shape[0]):
+        if targets[i] != IGNORED:
+            nll[i] = np.float64(logits[i, targets[i]])  # kept here: its place may be the first term's
+    for task in prange(logits.shape[0] * segments):
+        _sum_segment(logits, targets, weight, out, strips, segments, task)
+    for i in range(logits.shape[0]):
+        if targets[i] == IGNORED:
+            _ignore_row(i, nll, peak, gap)
+        else:
+            own = np.float64(weight[targets[i]]) if weight is not None else 1.0
+            strips[i, 0, 1] = _prepare_gradient(nll[i], own, coefficients[i], strips[i], i, nll, peak, gap)
+    for task in prange(logits.shape[0] * segments):
+        _scale_segment(targets, weight, coefficients, out, strips, segments, task)
+    for i in range(logits.shape[0]):
+        if targets[i] != IGNORED:
+            out[i, targets[i]] = strips[i, 0, 1]
 
 
-def accumulate(logits, targets, weight, columns):
+def accumulate(logits, targets, weight, strips, columns):
     """A block's sums added to ``columns`` (N, 9), in the order of `fastxent.state.FIELDS`."""
     for i in prange(logits.shape[0]):
-        _accumulate_row(logits[i], targets[i], weight, columns[i])
+        _accumulate_row(logits[i], targets[i], weight, strips[i], columns[i])
 
 
 @compiled
-def _accumulate_row(row, target, weight, state):
+def _accumulate_row(row, target, weight, strips, state):
     if target == IGNORED:
         return
-    sums = sum_row(row, target, weight, None, None, (state[0], state[1], state[2], state[3]))
+    sums = sum_row(row, target, weight, None, strips, (state[0], state[1], state[2], state[3]))
     state[0], state[1], state[2], state[3], peak, gap, mass = sums
     state[4], state[5], state[6] = add_gap(state[4], state[5], state[6], peak, gap, mass)
     if target >= 0:
@@ -116,12 +179,12 @@ def _log_sum(row, sums, largest):
     return nll_of(sums[0], sums[1], sums[2], np.float64(row[largest]))
 
 
-def logsumexp(logits, lse):
+def logsumexp(logits, strips, lse):
     """(N, V) -> (N,) float64."""
     for i in prange(logits.shape[0]):
         row = logits[i]
         largest = _first_largest(row)
-        excess = _log_sum(row, sum_row(row, largest, None, None, None), largest)
+        excess = _log_sum(row, sum_row(row, largest, None, None, strips[i]), largest)
         lse[i] = excess if np.isinf(excess) else np.float64(row[largest]) + excess
 
 
@@ -134,22 +197,23 @@ def _shift_row(row, out, largest, excess):
         store_some(out, j, count, (load_some(row, j, count, -1, 0.0) - peak) - row.dtype.type(excess))
 
 
-def log_softmax(logits, out):
+def log_softmax(logits, strips, out):
     """(N, V) -> out (N, V): (x - largest) - log1p(others / largest), two positive losses that cannot cancel."""
     for i in prange(logits.shape[0]):
         row = logits[i]
         largest = _first_largest(row)
-        sums = sum_row(row, largest, None, None, None)
+        sums = sum_row(row, largest, None, None, strips[i])
         _shift_row(row, out[i], largest, nll_of(sums[0], sums[1], sums[2], np.float64(row[largest])))
 
 
-def softmax(logits, out, references):
+def softmax(logits, strips, out):
     """(N, V) -> out (N, V), the largest probability from the sum of the others."""
     for i in prange(logits.shape[0]):
         row = logits[i]
         largest = _first_largest(row)
         peak = np.float64(row[largest])
-        base, exponent, total, _, _, _, _ = sum_row(row, largest, None, out[i], references[i])
+        base, exponent, total, _, _, _, _ = sum_row(row, largest, None, out[i], strips[i])
         top, whole, _, own = with_target(base, exponent, total, peak)
-        scale_terms(out[i], None, references[i], base, top, 1.0 / whole, 0.0)
+        factors_of_strips(strips[i], base, top, 1.0 / whole)
+        scale_strips(out[i], None, strips[i], 0, strips.shape[1], 0.0)
         out[i, largest] = own

@@ -198,30 +198,43 @@ def _gap_strip(row, weight, start, stop, but, peak):
 
 
 @compiled
-def sum_row(row, but, weight, terms, references, before=(0.0, 0.0, 0.0, 0.0)):
-    """The sums of a row without class ``but``: ``base, exponent, total, low, peak, gap, mass``.
+def sum_strips(row, but, weight, terms, strips, first, last):
+    """Sum strips ``first`` to ``last`` of a row without class ``but``, each into its place in ``strips`` (n, 6):
+    base, exponent (-inf for an empty sum), total, peak, and with ``weight`` the gap and mass of smoothing.
 
-    ``before`` holds the first four of the classes already counted. With ``weight`` the gap and mass of smoothing are
-    taken too. With ``terms``, exp(row - base) 2**-exponent is left there under each strip's own reference, which
-    ``references`` keeps.
+    With ``terms``, exp(row - base) 2**-exponent is left there, under each strip's own reference.
     """
     classes = row.shape[0]
+    peak = peak_of(row, first * STRIP, min(classes, (first + 1) * STRIP), but)
+    for s in range(first, last):
+        start, stop = s * STRIP, min(classes, (s + 1) * STRIP)
+        strips[s, 3], strips[s, 4], strips[s, 5] = np.float64(peak), 0.0, 0.0
+        if weight is not None:
+            strips[s, 4], strips[s, 5] = _gap_strip(row, weight, start, stop, but, peak)
+        ahead = min(classes, stop + STRIP) if s + 1 < last else stop
+        base, exponent, total, peak = _sum_strip(row, terms, start, stop, ahead, but, peak)
+        strips[s, 0], strips[s, 1], strips[s, 2] = base, exponent if total != 0.0 else -np.inf, total
+
+
+@compiled
+def add_strips(strips, before=(0.0, 0.0, 0.0, 0.0)):
+    """A row's ``base, exponent, total, low, peak, gap, mass`` from its strips, added in order.
+
+    ``before`` holds the first four of the classes already counted.
+    """
     base, exponent, total, low = before
     top, gap, mass = -np.inf, 0.0, 0.0
-    peak = peak_of(row, 0, min(classes, STRIP), but)
-    for start in range(0, classes, STRIP):
-        stop = min(classes, start + STRIP)
-        strip_gap, strip_mass = 0.0, 0.0
-        if weight is not None:
-            strip_gap, strip_mass = _gap_strip(row, weight, start, stop, but, peak)
-        top, gap, mass = add_gap(top, gap, mass, np.float64(peak), strip_gap, strip_mass)
-        ahead = min(classes, stop + STRIP)
-        strip_base, strip_exponent, strip_total, peak = _sum_strip(row, terms, start, stop, ahead, but, peak)
-        if references is not None:
-            references[start // STRIP, 0] = strip_base
-            references[start // STRIP, 1] = strip_exponent if strip_total != 0.0 else -np.inf
-        base, exponent, total, low = _add_strip(base, exponent, total, low, strip_base, strip_exponent, strip_total)
+    for s in range(strips.shape[0]):
+        base, exponent, total, low = _add_strip(base, exponent, total, low, strips[s, 0], strips[s, 1], strips[s, 2])
+        top, gap, mass = add_gap(top, gap, mass, strips[s, 3], strips[s, 4], strips[s, 5])
     return base, exponent, total, low, top, gap, mass
+
+
+@compiled
+def sum_row(row, but, weight, terms, strips, before=(0.0, 0.0, 0.0, 0.0)):
+    """`sum_strips` of a whole row, then `add_strips`."""
+    sum_strips(row, but, weight, terms, strips, 0, strips.shape[0])
+    return add_strips(strips, before)
 
 
 @compiled
@@ -236,15 +249,20 @@ def finish_row(sums, target_logit, target_weight, i, nll, peak, gap):
 
 
 @compiled
-def scale_terms(terms, weight, references, base, exponent, amount, shift):
-    """terms * amount under one reference for the row, minus ``shift`` (times the class weight, where there is one)."""
+def factors_of_strips(strips, base, exponent, amount):
+    """What each strip's terms are to be multiplied by for one reference of the row, times ``amount``: strips[s, 0]."""
+    for s in range(strips.shape[0]):
+        power, n = exp_split(strips[s, 0] - base)
+        strips[s, 0] = amount * power * power_of_two(strips[s, 1] + n - exponent)
+
+
+@compiled
+def scale_strips(terms, weight, strips, first, last, shift):
+    """terms * factor of their strip minus ``shift`` (times the class weight, where there is one), strip by strip."""
     widest_registers()
     classes = terms.shape[0]
-    for start in range(0, classes, STRIP):
-        stop = min(classes, start + STRIP)
-        power, n = exp_split(references[start // STRIP, 0] - base)
-        factor = amount * power * power_of_two(references[start // STRIP, 1] + n - exponent)
-        _scale_strip(terms, weight, start, stop, factor, -shift)
+    for s in range(first, last):
+        _scale_strip(terms, weight, s * STRIP, min(classes, (s + 1) * STRIP), strips[s, 0], -shift)
 
 
 @compiled
