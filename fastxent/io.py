@@ -8,6 +8,7 @@ import fcntl
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,6 +131,7 @@ class NpySink:
         self._replace = replace
         self._header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         self._left = math.prod(shape)
+        self._file: Any = None
         for mine in (self.path, self.part):
             if mine.exists() and any(mine.samefile(theirs) for theirs in inputs):
                 raise FileExistsError(f"{mine} is an input of this run")
@@ -141,21 +143,25 @@ class NpySink:
             raise FileExistsError(f"{self.path} exists")
 
     def __enter__(self):
-        self._file = os.fdopen(os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._file.fileno()), self.part.stat()):
-                raise BlockingIOError
-        except (BlockingIOError, FileNotFoundError):
-            self._file.close()
-            raise FileExistsError(f"{self.part} is being written by another process") from None
-        try:
+            self._open()
             self._file.truncate(0)
             np.lib.format.write_array_header_1_0(self._file, self._header)
         except BaseException:
             self._abandon()
             raise
         return self
+
+    def _open(self):
+        """Take hold of the part; a lock tells whether a living process does already."""
+        descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        self._file = os.fdopen(descriptor, "r+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(descriptor), self.part.stat()):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
+            raise FileExistsError(f"{self.part} is being written by another process") from None
 
     def append(self, records):
         """Write the next records."""
@@ -183,14 +189,20 @@ class NpySink:
         """Give the part its name; unlike a rename, a link refuses a file that has appeared meanwhile."""
         try:
             os.link(self.part, self.path)
+            self.part.unlink()  # while it is held: whoever takes the part next would write into the output
         except FileExistsError:
             raise
         except OSError:  # a file system without links
             self.part.rename(self.path)
 
     def _abandon(self):
-        """Remove the part and let go of it; what is buffered for a part that is gone goes nowhere."""
-        with contextlib.suppress(FileNotFoundError):
-            self.part.unlink()
+        """Let go of the part and remove it, unless another process holds it.
+
+        An interrupt may come before this process knows that it made the part, so the lock is asked once more.
+        """
         with contextlib.suppress(OSError):
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
+        with contextlib.suppress(OSError), self.part.open("rb") as part:
+            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.part.unlink()
