@@ -31,9 +31,14 @@ def _ignore_row(i, nll, peak, gap):
 
 
 @compiled
-def _statistics_row(row, target, weight, sums, i, nll, peak, gap):
+def _statistics_row(row, target, weight, strips, to_sum, i, nll, peak, gap):
+    if target == IGNORED:
+        _ignore_row(i, nll, peak, gap)
+        return
+    if to_sum:
+        sum_strips(row, target, weight, None, strips, 0, strips.shape[0])
     target_weight = np.float64(weight[target]) if weight is not None else 1.0
-    finish_row(sums, np.float64(row[target]), target_weight, i, nll, peak, gap)
+    finish_row(add_strips(strips), np.float64(row[target]), target_weight, i, nll, peak, gap)
 
 
 @compiled
@@ -92,13 +97,14 @@ def statistics(logits, targets, weight, segments, strips, nll, peak, gap):
         for group in prange((logits.shape[0] + LANES - 1) // LANES):
             statistics_of_sixteen(logits, targets, group, nll, peak)
         return
+    if segments == 1:
+        for i in prange(logits.shape[0]):
+            _statistics_row(logits[i], targets[i], weight, strips[i], True, i, nll, peak, gap)
+        return
     for task in prange(logits.shape[0] * segments):
         _sum_segment(logits, targets, weight, None, strips, segments, task)
-    for i in prange(logits.shape[0]):
-        if targets[i] == IGNORED:
-            _ignore_row(i, nll, peak, gap)
-        else:
-            _statistics_row(logits[i], targets[i], weight, add_strips(strips[i]), i, nll, peak, gap)
+    for i in range(logits.shape[0]):
+        _statistics_row(logits[i], targets[i], weight, strips[i], False, i, nll, peak, gap)
 
 
 def statistics_and_gradient(logits, targets, weight, coefficients, out, segments, strips, nll, peak, gap):
