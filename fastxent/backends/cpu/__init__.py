@@ -43,7 +43,7 @@ def describe():
 def statistics(logits, targets, weight=None):
     """See `fastxent.backends.reference.statistics`."""
     result = Statistics.allocate(len(logits), weight is not None)
-    weight = _class_weights(weight)
+    weight, targets = _class_weights(weight), _read_only(targets)
     for rows, block in _blocks(logits):
         part = result[rows]
         strips, segments = _strips(block), _segments(block)
@@ -54,7 +54,7 @@ def statistics(logits, targets, weight=None):
 def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
     """See `fastxent.backends.reference.statistics_and_gradient`."""
     result = Statistics.allocate(len(logits), weight is not None)
-    weight = _class_weights(weight)
+    weight, targets = _class_weights(weight), _read_only(targets)
     for rows, block in _blocks(logits):
         part, terms = result[rows], out[rows]
         _statistics_and_gradient(
@@ -68,7 +68,7 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
     """See `fastxent.backends.reference.accumulate`."""
     columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
     here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
-    local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
+    local = _read_only(np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT)))
     weight = _class_weights(weight)
     for rows, block in _blocks(logits):
         _accumulate(block.size, block, local[rows], weight, _strips(block), columns[rows])
