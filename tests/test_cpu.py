@@ -102,7 +102,7 @@ def test_float32_forward_is_packed():
 FORK = """
 import os, numpy as np, fastxent
 logits = np.ones((600, 1000), np.float32)
-fastxent.cross_entropy(logits, np.zeros(600, int))
+fastxent.cross_entropy(logits[:ROWS], np.zeros(ROWS, int))
 child = os.fork()
 loss = fastxent.cross_entropy(logits, np.zeros(600, int))
 if child == 0:
@@ -111,6 +111,15 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
 
+THEIRS = """
+import numba
+@numba.njit(parallel=True)
+def total(x):
+    s = 0.0
+    for i in numba.prange(x.size): s += x[i]
+    return s
+total(np.ones(1000))
+"""
 LAYERS = ("omp", "tbb", "workqueue")
 AT_ONCE = """
 import threading, numpy as np, fastxent
@@ -139,9 +148,15 @@ def test_threads_calling_at_once_on_every_layer(layer):
     run_on(layer, AT_ONCE)
 
 
+@pytest.mark.parametrize("rows_before", [2, 600], ids=["after a small call", "after a large call"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_forked_child_can_compute(layer):
-    run_on(layer, FORK)
+def test_a_forked_child_can_compute(layer, rows_before):
+    run_on(layer, FORK.replace("ROWS", str(rows_before)))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_child_forked_after_somebody_elses_threads_can_compute(layer):
+    run_on(layer, FORK.replace("ROWS", "2").replace("child = os.fork()", f"{THEIRS}child = os.fork()"))
 
 
 RUN = "import numpy as np, fastxent; print(fastxent.cross_entropy(np.float32([[20, 0]]), [0]))"
@@ -185,6 +200,20 @@ class TestCache:
         assert cache.folder() == cache.path()
         monkeypatch.undo()
         cache.folder.cache_clear()
+
+    def test_only_its_own_old_folders_are_removed(self, tmp_path):
+        for name in ("0123456789abcdef", "src", "0123456789abcdee", "fedcba9876543210"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a.nbc").write_text("kernel")
+        (tmp_path / "0123456789abcdee" / "thesis.txt").write_text("precious")
+        (tmp_path / "notes.txt").write_text("precious")
+        for path in (*tmp_path.iterdir(),):
+            if path.name != "fedcba9876543210":
+                os.utime(path, (0, 0))
+        cache._remove_old(tmp_path)
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+        assert left == ["0123456789abcdee/thesis.txt", "fedcba9876543210/a.nbc", "notes.txt", "src/a.nbc"]
+        assert not (tmp_path / "0123456789abcdef").exists()
 
     def test_two_processes_filling_it_at_once(self, tmp_path):
         environment = os.environ | {"FASTXENT_CACHE_DIR": str(tmp_path)}

@@ -1,6 +1,5 @@
 """Files that are read in pieces, and files that appear whole or not at all."""
 
-import contextlib
 import math
 import os
 import subprocess
@@ -52,8 +51,13 @@ def test_a_damaged_header_is_one_clear_error_or_readable(tmp_path_factory, damag
     path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.suppress(SourceError), NpySource(path) as source:
-            source.block(0, min(6, math.prod(source.shape)))
+        said = ""
+        try:
+            with NpySource(path) as source:
+                source.block(0, min(6, math.prod(source.shape)))
+        except SourceError as error:
+            said = str(error)
+    assert "\n" not in said
 
 
 def test_a_format_of_the_future(tmp_path):

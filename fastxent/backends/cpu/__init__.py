@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from fastxent.backends.cpu import cache, kernels
-from fastxent.backends.cpu.twins import Twins
+from fastxent.backends.cpu.twins import Twins, threads_for
 from fastxent.state import ABSENT, IGNORED, STRIP, LseState, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
@@ -126,5 +126,7 @@ def _strips(block):
 
 def _segments(block):
     """How many runs of strips a row is cut into so that there is work for every thread; no bit depends on it."""
-    wanted = 4 * numba.get_num_threads()
-    return 1 if len(block) >= wanted else min(-(-block.shape[1] // STRIP), -(-wanted // len(block)))
+    threads = threads_for(block.size)
+    if threads == 1 or len(block) >= 4 * threads:
+        return 1
+    return min(-(-block.shape[1] // STRIP), -(-4 * threads // len(block)))

@@ -11,7 +11,7 @@ import fcntl
 import functools
 import hashlib
 import os
-import shutil
+import re
 import time
 from pathlib import Path
 
@@ -46,9 +46,14 @@ def folder():
 
 
 def _remove_old(versions):
+    """Remove folders of kernels not written to for long; nothing else that may lie beside them."""
     for version in versions.iterdir():
-        if time.time() - version.stat().st_mtime > _KEPT_FOR:
-            shutil.rmtree(version, ignore_errors=True)
+        ours = re.fullmatch("[0-9a-f]{16}", version.name) and version.is_dir() and not version.is_symlink()
+        if ours and time.time() - version.stat().st_mtime > _KEPT_FOR:
+            for kernel in [*version.glob("*.nb[ci]"), version / "lock"]:
+                kernel.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in it
+                version.rmdir()
 
 
 def _digest():

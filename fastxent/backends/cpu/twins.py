@@ -15,27 +15,29 @@ from fastxent.backends.cpu import cache
 # elements below which waking the threads costs more than it saves: about 20 us of work
 PARALLEL_FROM = 1 << 18
 
-_threads_started = False
 _threads_lost = False
 
 
 def _after_fork():
+    """Numba's threads, whoever started them, do not live on in the child."""
     global _threads_lost
-    _threads_lost = _threads_started
+    try:
+        numba.threading_layer()
+        _threads_lost = True
+    except ValueError:  # none was started
+        pass
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def threads_may_run():
-    """Whether a parallel kernel may be entered from this thread of this process."""
-    global _threads_started
-    if _threads_lost:
-        return False
-    _threads_started = True  # asking for their number starts them
-    if numba.get_num_threads() == 1:
-        return False
-    return threading.current_thread() is threading.main_thread() or numba.threading_layer() in ("omp", "tbb")
+def threads_for(work):
+    """How many threads a kernel with ``work`` elements gets, called from this thread of this process."""
+    if work < PARALLEL_FROM or _threads_lost:
+        return 1
+    threads = numba.get_num_threads()
+    at_once = threading.current_thread() is threading.main_thread() or numba.threading_layer() in ("omp", "tbb")
+    return threads if at_once else 1
 
 
 class Twins:
@@ -49,5 +51,5 @@ class Twins:
         cache.enable(self.parallel, "parallel")
 
     def __call__(self, work, *arguments):
-        twin = self.parallel if work >= PARALLEL_FROM and threads_may_run() else self.serial
+        twin = self.serial if threads_for(work) == 1 else self.parallel
         return twin(*arguments)
