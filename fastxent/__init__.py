@@ -4,6 +4,7 @@ from fastxent import backends
 from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
 from fastxent.softmax import log_softmax, logsumexp, softmax
 from fastxent.state import LseState
+from fastxent.threads import get_num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -13,7 +14,9 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_with_grad",
+    "get_num_threads",
     "log_softmax",
     "logsumexp",
+    "set_num_threads",
     "softmax",
 ]

@@ -5,15 +5,21 @@ here computes a loss.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastxent.state import IGNORED
 
 REDUCTIONS = ("none", "sum", "mean")
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+DTYPES = tuple(
+    map(
+        np.dtype,
+        (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +35,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Checked arguments: rows of logits (N, V), targets (N,) with IGNORED where one counts for nothing."""
+    """Checked arguments: rows of logits (N, V), targets (N,) with IGNORED where one counts for nothing.
+
+    ``counted`` tells where: bool (N,), or True where every row counts.
+    """
 
     logits: np.ndarray
     targets: np.ndarray
+    counted: np.ndarray | bool
     options: Options
     shape: tuple[int, ...]
     loss_dtype: np.dtype
@@ -47,12 +57,14 @@ def normalise(logits, targets, options):
     classes = logits.shape[-1]
     weight = None if options.weight is None else _read_weight(options.weight, classes)
     _check_scalars(options)
+    marked, counted = mark_ignored(targets.reshape(-1), options.ignore_index, classes)
     return Problem(
         logits=as_rows(logits),
-        targets=mark_ignored(targets.reshape(-1), options.ignore_index, classes),
-        options=_replace_weight(options, weight),
+        targets=marked,
+        counted=counted,
+        options=options if weight is None else replace(options, weight=weight),
         shape=targets.shape,
-        loss_dtype=np.dtype(np.float64 if logits.dtype.itemsize == 8 else np.float32),
+        loss_dtype=loss_dtype(logits.dtype),
     )
 
 
@@ -78,12 +90,22 @@ def _refuse_what_numpy_would_misread(logits):
 
 def check_logits(shape, dtype):
     """Logits of this ``shape`` and ``dtype`` can be taken, or a TypeError or ValueError says why not."""
-    if dtype.newbyteorder("=") not in DTYPES:
+    if dtype not in DTYPES and dtype.newbyteorder("=") not in DTYPES:
         raise TypeError(f"logits must have one of the dtypes {', '.join(map(str, DTYPES))}, not {dtype}")
     if not shape:
         raise ValueError("logits must have at least one axis, the classes; got a scalar")
     if shape[-1] == 0:
         raise ValueError(f"logits must have at least one class; got shape {shape}")
+
+
+def loss_dtype(dtype):
+    """What losses of logits of ``dtype`` are: float64 for float64, else float32, never rounded to half."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+
+
+def _gradient_dtype(dtype):
+    """The logits' own, in native byte order; float32 for float8."""
+    return np.dtype(np.float32) if dtype.itemsize == 1 else dtype.newbyteorder("=")
 
 
 def check_targets(shape, dtype, logits_shape):
@@ -97,12 +119,15 @@ def check_targets(shape, dtype, logits_shape):
 
 
 def mark_ignored(targets, ignore_index, classes, first_row=0):
-    """Targets (N,) as int64, IGNORED for ``ignore_index``; any other outside [0, classes) is an IndexError."""
+    """Targets (N,) as int64, IGNORED for ``ignore_index``, and where they are not: bool (N,), or True everywhere.
+
+    Any other outside [0, classes) is an IndexError.
+    """
     if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
         raise TypeError(f"ignore_index must be an integer or None, not {ignore_index!r}")
-    outside = (targets < 0) | (targets >= classes)
+    outside = _outside(targets, classes)
     if not outside.any() and (ignore_index is None or not 0 <= ignore_index < classes):
-        return targets.astype(np.int64, copy=False)
+        return targets.astype(np.int64, copy=False), True
     ignored = np.zeros(targets.shape, bool) if ignore_index is None else targets == ignore_index
     wrong = outside & ~ignored
     if wrong.any():
@@ -111,22 +136,33 @@ def mark_ignored(targets, ignore_index, classes, first_row=0):
             f"targets must lie in [0, {classes - 1}]{'' if ignore_index is None else f' or be {ignore_index}'}; "
             f"{int(wrong.sum())} of {targets.size} do not, the first in row {first_row + row} with value {targets[row]}"
         )
-    return np.where(ignored, IGNORED, targets.astype(np.int64, copy=False))
+    return np.where(ignored, IGNORED, targets.astype(np.int64, copy=False)), ~ignored
+
+
+def _outside(targets, classes):
+    if targets.dtype == np.int64:
+        return targets.view(np.uint64) >= classes  # one pass: seen as unsigned, what is negative is large
+    return (targets < 0) | (targets >= classes)
 
 
 def read_out(out, logits, name="out"):
-    """``out`` as an array to write: of the logits' shape and dtype, and either the logits or apart from them."""
+    """``out`` as an array to write: of the logits' shape, their dtype or float32 or float64, and either the logits
+    themselves or apart from them. By default a new one.
+    """
     if out is None:
-        return np.empty(logits.shape, logits.dtype.newbyteorder("="))
+        return np.empty(logits.shape, _gradient_dtype(logits.dtype))
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array, not {type(out).__name__}")
     if out.shape != logits.shape:
         raise ValueError(f"{name} must have the logits' shape {logits.shape}, not {out.shape}")
-    if out.dtype != logits.dtype.newbyteorder("="):
-        raise TypeError(f"{name} must have the logits' dtype {logits.dtype}, not {out.dtype}")
+    if out.dtype.name not in (logits.dtype.name, "float32", "float64") or not out.dtype.isnative:
+        raise TypeError(
+            f"{name} must have the logits' dtype {logits.dtype.name} or float32 or float64, in native byte order; "
+            f"not {out.dtype.str}"
+        )
     if not out.flags.writeable or not out.flags.c_contiguous:
         raise ValueError(f"{name} must be writable and C-contiguous")
-    same = out.ctypes.data == logits.ctypes.data and out.strides == logits.strides
+    same = (out.ctypes.data, out.strides, out.dtype) == (logits.ctypes.data, logits.strides, logits.dtype)
     if not same and np.may_share_memory(out, logits):
         raise ValueError(f"{name} must be the logits themselves or not overlap them")
     return out
@@ -152,11 +188,6 @@ def _read_options(options):
         if name not in known:
             raise TypeError(f"unknown option {name!r}; the options are {', '.join(known)}")
     return Options(**options)
-
-
-def _replace_weight(options, weight):
-    values = {field.name: getattr(options, field.name) for field in fields(Options)}
-    return Options(**values | {"weight": weight})
 
 
 class Rows:

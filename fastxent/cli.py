@@ -19,6 +19,7 @@ from rich.table import Column, Table
 
 import fastxent
 from fastxent import backends, io, scoring
+from fastxent.arguments import DTYPES
 from fastxent.bench import report
 
 
@@ -147,6 +148,24 @@ def compare(shapes, dtype, json_file):
     if json_file:
         record = {"machine": comparison.machine(), "cells": cells}
         json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+
+
+@main.command()
+@click.option(
+    "--dtype", "dtypes", multiple=True, type=click.Choice([str(dtype) for dtype in DTYPES]), help="By default all."
+)
+def warmup(dtypes):
+    """Compile every kernel now, so that no later call waits; kept where `fastxent info` says."""
+    from fastxent.backends.cpu.warmup import compile_all
+
+    total = 0
+    try:
+        for dtype, number in compile_all(dtypes or [str(dtype) for dtype in DTYPES]):
+            total += number
+            click.echo(f"{dtype}: {number} kernels")
+    except OSError as error:
+        raise scoring.RunError(str(error)) from error
+    click.echo(f"{total} kernels compiled or found")
 
 
 @main.command()

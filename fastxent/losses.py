@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastxent import arguments, backends, reduction, rowmath
-from fastxent.state import IGNORED
 
 Loss = np.floating | NDArray[np.floating]
 
@@ -32,7 +31,7 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array_like of float32 or float64, shape (..., V)
+    logits : array_like of float16, bfloat16, float8, float32 or float64, shape (..., V)
         Unnormalised log-probabilities. Never changed.
     targets : array_like of integers, shape (...)
         Class indices in [0, V), or ``ignore_index``.
@@ -52,7 +51,7 @@ def cross_entropy(
     Returns
     -------
     loss : NumPy scalar, or ndarray of shape (...) for "none"
-        float32 for float32 logits, float64 for float64.
+        float64 for float64 logits, float32 for all others: never rounded to half.
 
     Raises
     ------
@@ -107,14 +106,14 @@ def cross_entropy_with_grad(
     grad_output : float, or array of shape (...) for reduction "none"
         The upstream gradient of the returned loss; it scales before the result is rounded.
     out : ndarray, optional
-        Where the gradient goes: of the logits' shape and dtype, C-contiguous; ``logits`` itself for a gradient in
-        place.
+        Where the gradient goes: of the logits' shape, their dtype or float32 or float64, C-contiguous; ``logits``
+        itself for a gradient in place. A mean over many rows is small: float16 may round it to 0, float32 does not.
 
     Returns
     -------
     loss : as `cross_entropy`
-    dlogits : ndarray of the logits' shape and dtype
-        ``out`` if it was given.
+    dlogits : ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given; rounded once to its dtype.
 
     Raises
     ------
@@ -167,12 +166,13 @@ class _Terms:
 
     def __init__(self, problem):
         options, self._problem = problem.options, problem
-        self._counted = problem.targets != IGNORED
         self._classes = problem.logits.shape[1]
-        self._target_weight = self._counted.astype(np.float64)
+        self._target_weight = np.asarray(problem.counted, np.float64)
         if options.weight is not None:
-            self._target_weight *= options.weight[np.maximum(problem.targets, 0)]
-        self._divisor = reduction.divisor(self._target_weight, options.reduction, options.denominator)
+            self._target_weight = self._target_weight * options.weight[np.maximum(problem.targets, 0)]
+        self._divisor = reduction.divisor(
+            self._target_weight, len(problem.targets), options.reduction, options.denominator
+        )
         self.smoothing_weight = None
         if options.label_smoothing > 0.0:
             self.smoothing_weight = np.ones(self._classes) if options.weight is None else options.weight
@@ -187,7 +187,10 @@ class _Terms:
     def coefficients(self, grad_output):
         """hit, smooth and extra of each row, (N, 3) float64."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            g = np.where(self._counted, grad_output / self._divisor, 0.0)
-        mass = 0.0 if self.smoothing_weight is None else self.smoothing_weight.sum()
+            g = np.where(self._problem.counted, grad_output / self._divisor, 0.0)
+        coefficients = np.empty((len(self._problem.targets), 3))
         smoothing = self._problem.options.label_smoothing
-        return np.stack(rowmath.coefficients(g, self._target_weight, mass, smoothing, self._classes), axis=1)
+        parts = rowmath.coefficients(g, self._target_weight, smoothing, self._classes)
+        for column, part in zip(coefficients.T, parts, strict=True):
+            column[:] = part
+        return coefficients

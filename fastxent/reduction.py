@@ -8,15 +8,19 @@ _BLOCK = 1024
 def total(values):
     """The float64 sum of a vector in row order: blocks of 1,024, then their sums."""
     values = np.asarray(values, np.float64)
+    if len(values) <= _BLOCK:
+        return values.sum()
     whole = len(values) // _BLOCK * _BLOCK
     return values[:whole].reshape(-1, _BLOCK).sum(axis=1).sum() + values[whole:].sum()
 
 
-def divisor(row_weights, reduction, denominator):
-    """What a reduced loss and its gradient are divided by: 1 but for a mean."""
+def divisor(row_weights, rows, reduction, denominator):
+    """What a reduced loss and its gradient are divided by: 1 but for a mean; one weight may stand for all rows."""
     if reduction != "mean":
         return np.float64(1.0)
-    return total(row_weights) if denominator is None else np.float64(denominator)
+    if denominator is not None:
+        return np.float64(denominator)
+    return total(row_weights) if row_weights.ndim else row_weights * rows
 
 
 def reduce(losses, reduction, divided_by, dtype, shape):

@@ -5,16 +5,20 @@ arithmetic: a fused multiply-add, a view of the bits, a clamp that keeps NaN, an
 The CPU kernels build them over SIMD vectors and scalars; `NumpyOps` builds them in plain NumPy, where an array takes
 the place of a vector. Nothing here indexes, loops, raises or knows an option by name.
 
-The exponential is ``exp(x) 2**-c = power * scale`` with a whole exponent ``c``, so the reference costs no digit
-however large ``x`` is: ``n = round(x log2 e)``, ``f = x log2 e - n`` by two fused multiply-adds on the high and low
-part of log2 e, ``power = 2**f`` by a polynomial, and ``scale = 2**(n - c)`` written straight into exponent bits.
+The exponential is ``exp(a x) 2**-c = power * scale`` with a whole exponent ``c``, so the reference costs no digit
+however large ``x`` is: ``n = round(x a log2 e)``, ``f = x a log2 e - n`` by two fused multiply-adds on the high and low
+part of ``a log2 e`` (the `rate`), ``power = 2**f`` by a polynomial, and ``scale = 2**(n - c)`` written straight into
+exponent bits. ``a`` is 1 but for a temperature, which so costs no digit either.
 """
 
+import functools
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
 
-LOG2E = 1.4426950408889634
+# log2 e as the sum of two float64
+_LOG2E = Fraction(1.4426950408889634) + Fraction(2.0355273740931033e-17)
 LN2 = 0.6931471805599453
 # ln 2 in two parts, the first with so few bits that its whole multiples are exact; and log(1 + f) around it: FreeBSD
 LN2_HEAD, LN2_TAIL = 6.93147180369123816490e-01, 1.90821492927058770002e-10
@@ -58,7 +62,7 @@ _EXP2_FLOAT64 = (
 )
 
 
-def _constants(real, integer, mantissa, coefficients, log2e_low, limit):
+def _constants(real, integer, mantissa, coefficients, limit):
     bias = np.finfo(real).maxexp - 1
     return SimpleNamespace(
         shift=integer(mantissa),
@@ -66,17 +70,25 @@ def _constants(real, integer, mantissa, coefficients, log2e_low, limit):
         magic=real(1.5 * 2.0**mantissa + bias),
         bias=real(bias),
         zero=real(0),
-        ln2=real(LN2),
-        log2e=real(LOG2E),
-        log2e_low=real(log2e_low),
         coefficients=tuple(real(c) for c in coefficients),
-        # beyond it a logit of the strip is subtracted first: exact there, and n stays far from the mantissa's end
+        # from this exponent on the peak is subtracted first: exact there, and n stays far from the mantissa's end
         limit=real(limit),
     )
 
 
-FLOAT32 = _constants(np.float32, np.int32, 23, _EXP2_FLOAT32, 1.9259629911266175e-08, 2.0**20)
-FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, 2.0355273740931033e-17, 2.0**49)
+FLOAT32 = _constants(np.float32, np.int32, 23, _EXP2_FLOAT32, 2.0**20)
+FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, 2.0**49)
+
+
+@functools.lru_cache
+def rate(real, softcap=None, temperature=1.0):
+    """``high, low, nats``: nats a unit of a logit, softcap / temperature, and nats log2(e) in two parts.
+
+    With a softcap the logits are tanh(x / softcap), and the cap is part of the unit.
+    """
+    nats = Fraction(1.0 if softcap is None else softcap) / Fraction(temperature)
+    high = real(float(nats * _LOG2E))
+    return high, real(float(nats * _LOG2E - Fraction(float(high)))), real(float(nats))
 
 
 class NumpyOps:
@@ -121,8 +133,7 @@ def build_terms(ops, real):
     """The functions of one logit over ``ops`` with the constants ``real`` (FLOAT32 or FLOAT64)."""
     fma, at_least, bits, where = ops.fma, ops.at_least, ops.bits, ops.where
     rint, function = ops.rint, ops.function
-    log2e, log2e_low, shift, ln2 = real.log2e, real.log2e_low, real.shift, real.ln2
-    magic_zero, bias, limit, zero = real.magic, real.bias, real.limit, real.zero
+    shift, magic_zero, bias, limit, zero = real.shift, real.magic, real.bias, real.limit, real.zero
     c = real.coefficients
 
     @function
@@ -141,14 +152,14 @@ def build_terms(ops, real):
     highest_terms = highest_terms_of_six if len(c) == 7 else highest_terms_of_eleven
 
     @function
-    def exp_parts(x, magic, floor):
-        """``power, scale`` with ``power * scale = exp(x) 2**-c``, and exactly 0 from 2**-(bias - 1/2) down.
+    def exp_parts(x, rate, magic, floor):
+        """``power, scale`` with ``power * scale = exp(a x) 2**-c``, and exactly 0 from 2**-(bias - 1/2) down.
 
         ``magic`` and ``floor`` stand for c and come from `reference`.
         """
         x = at_least(x, floor)
-        k = fma(x, log2e, magic)
-        f = fma(x, log2e_low, fma(x, log2e, magic - k))
+        k = fma(x, rate[0], magic)
+        f = fma(x, rate[1], fma(x, rate[0], magic - k))
         p = fma(highest_terms(f), f, c[4])
         p = fma(p, f, c[3])
         p = fma(p, f, c[2])
@@ -157,15 +168,16 @@ def build_terms(ops, real):
         return p, bits(bits(k) << shift)
 
     @function
-    def reference(peak):
+    def reference(peak, rate):
         """``base, exponent, magic, floor`` for a sum whose largest logit is ``peak``.
 
-        The sum is kept as S with exp(base) 2**exponent S; base is 0 but for huge peaks, where x - peak is exact.
+        The sum is kept as S with exp(a base) 2**exponent S; base is 0 but for huge peaks, where x - peak is exact.
         """
-        below = where(peak > -np.inf, where(peak <= -limit, peak, zero), zero)
-        base = where(peak >= limit, peak, below)
-        exponent = where(peak > -np.inf, rint((peak - base) * log2e), zero)
-        return base, exponent, magic_zero - exponent, (exponent - bias) * ln2
+        height = peak * rate[0]
+        below = where(peak > -np.inf, where(height <= -limit, peak, zero), zero)
+        base = where(height >= limit, peak, below)
+        exponent = where(peak > -np.inf, rint((peak - base) * rate[0]), zero)
+        return base, exponent, magic_zero - exponent, (exponent - bias) / rate[0]
 
     return SimpleNamespace(exp_parts=exp_parts, reference=reference)
 
@@ -174,7 +186,8 @@ def build_rows(ops):
     """The functions of a row's sums over ``ops``, all float64; arrays of rows do as well as one row.
 
     A sum of exponentials is the pair of numbers ``total + low`` (low is the rounding error of total) with a reference:
-    exp(base) 2**exponent (total + low). An empty sum is total 0, whatever its reference.
+    exp(a base) 2**exponent (total + low). An empty sum is total 0, whatever its reference. Logits are in their own
+    units, and so are gaps; what is named nll, excess or whole gap is in nats.
     """
     where, rint, bits, to_float64, function = ops.where, ops.rint, ops.bits, ops.to_float64, ops.function
     exp_parts = build_terms(ops, FLOAT64).exp_parts
@@ -207,17 +220,18 @@ def build_rows(ops):
         return bits(bits(clip(exponent, -1023.0, 1023.0) + magic) << mantissa)
 
     @function
-    def exp_split(x):
-        """``power, n`` with exp(x) = power 2**n and power about 1; x is held within 2**50."""
-        x = clip(x, -(2.0**50), 2.0**50)
-        n = rint(x * LOG2E)
-        power, _ = exp_parts(x, magic - n, x)
+    def exp_split(x, rate):
+        """``power, n`` with exp(a x) = power 2**n and power about 1; n is held within 2**50."""
+        most = 2.0**50 / rate[0]
+        x = clip(x, -most, most)
+        n = rint(x * rate[0])
+        power, _ = exp_parts(x, rate, magic - n, x)
         return power, n
 
     @function
-    def rebase(base, exponent, total, base_b):
+    def rebase(base, exponent, total, base_b, rate):
         """``exponent, total`` of the same sum under another base; unchanged when the bases are the same."""
-        power, n = exp_split(base - base_b)
+        power, n = exp_split(base - base_b, rate)
         return exponent + n, total * power
 
     @function
@@ -240,34 +254,35 @@ def build_rows(ops):
         return top, where(top > -np.inf, lifted + lifted_b, gap + gap_b), mass + mass_b
 
     @function
-    def nll(base, exponent, total, target_logit):
-        """log(1 + others / exp(target_logit)), the sum being that of the other classes: nothing cancels."""
-        power, n = exp_split(target_logit - base)
+    def nll(base, exponent, total, target_logit, rate):
+        """log(1 + others / exp(a target_logit)), the sum being that of the other classes: nothing cancels."""
+        power, n = exp_split(target_logit - base, rate)
         ahead = where(total == 0.0, 0.0, exponent - n)
         ratio = (total / power) * power_of_two(clip(ahead, -2048.0, 900.0))
         value = log1p(ratio) + LN2 * clip(ahead - 900.0, 0.0, np.inf)
+        value = where(ahead > 2.0**40, (base - target_logit) * rate[2] + LN2 * exponent, value)
         hopeless = where(total > 0.0, np.inf, np.nan)
         return where(target_logit < np.inf, where(target_logit > -np.inf, value, hopeless), np.nan)
 
     @function
-    def excess(base, exponent, total, peak, target_logit, nll_of_target):
+    def excess(base, exponent, total, peak, target_logit, nll_of_target, rate):
         """lse - peak, where peak is the largest logit beside the target: like `nll`, without cancelling."""
-        power, n = exp_split(peak - base)
+        power, n = exp_split(peak - base, rate)
         others = (total / power) * power_of_two(exponent - n)
-        own, m = exp_split(target_logit - peak)
+        own, m = exp_split(target_logit - peak, rate)
         below = log1p((others - 1.0) + own * power_of_two(clip(m, -2048.0, 0.0)))
-        return where(target_logit > peak, (target_logit - peak) + nll_of_target, below)
+        return where(target_logit > peak, (target_logit - peak) * rate[2] + nll_of_target, below)
 
     @function
-    def whole_gap(gap, mass, excess_over_peak, target_weight, nll_of_target):
+    def whole_gap(gap, mass, excess_over_peak, target_weight, nll_of_target, rate):
         """sum w (lse - z) over all classes from the gap below the peak; a weight of 0 counts for nothing."""
-        others = where(mass > 0.0, gap + mass * excess_over_peak, 0.0)
+        others = where(mass > 0.0, gap * rate[2] + mass * excess_over_peak, 0.0)
         return others + where(target_weight > 0.0, target_weight * nll_of_target, 0.0)
 
     @function
-    def with_target(base, exponent, total, target_logit):
+    def with_target(base, exponent, total, target_logit, rate):
         """``exponent, whole, miss, hit``: the whole row's sum and the shares of the others (1 - p_t) and the target."""
-        power, n = exp_split(target_logit - base)
+        power, n = exp_split(target_logit - base, rate)
         top = where(total > 0.0, where(n > exponent, n, exponent), n)
         others = total * power_of_two(exponent - top)
         own = where(target_logit < np.inf, power * power_of_two(n - top), np.nan)
@@ -290,8 +305,8 @@ def build_rows(ops):
 
 
 def loss(nll, gap, target_weight, smoothing, classes):
-    """(1-e) w_t (lse - z_t) + (e/V) sum_k w_k (lse - z_k); ``gap`` is that sum, or None where e = 0."""
-    if gap is None:
+    """(1-e) w_t (lse - z_t) + (e/V) sum_k w_k (lse - z_k); ``gap`` is that sum, not looked at where e = 0."""
+    if smoothing == 0.0:
         return target_weight * nll
     spread = (smoothing / classes) * gap
     if smoothing == 1.0:
@@ -300,7 +315,6 @@ def loss(nll, gap, target_weight, smoothing, classes):
     return (1.0 - smoothing) * target_weight * np.where(nothing, 0.0, nll) + spread
 
 
-def coefficients(g, target_weight, mass, smoothing, classes):
-    """hit, smooth, extra of dz_k = p_k (hit + extra) - smooth w_k - [k = t] hit; ``mass`` is sum_k w_k."""
-    smooth = g * (smoothing / classes)
-    return g * (1.0 - smoothing) * target_weight, smooth, smooth * mass
+def coefficients(g, target_weight, smoothing, classes):
+    """hit, smooth, extra of dz_k = p_k (hit + extra + smooth R) - smooth r_k - [k = t] hit; R is sum_k r_k."""
+    return g * (1.0 - smoothing) * target_weight, g * (smoothing / classes), np.zeros_like(g)

@@ -160,7 +160,7 @@ def _blocks(logits, targets, rows, classes, ignore_index, verbs, block_bytes):
     score_rows = _score_whole_rows if row_bytes <= block_bytes else _score_long_row
     for start in range(0, rows, step):
         stop = min(rows, start + step)
-        marked = arguments.mark_ignored(targets.block(start, stop), ignore_index, classes, start)
+        marked, _ = arguments.mark_ignored(targets.block(start, stop), ignore_index, classes, start)
         nll, greedy = score_rows(logits, marked, start, verbs, block_bytes)
         valid = marked != IGNORED
         yield _records(logits.dtype, nll, valid), greedy, int(valid.sum()) * row_bytes

@@ -11,7 +11,7 @@ def logsumexp(logits: ArrayLike, *, backend: str | None = None) -> np.floating |
 
     Parameters
     ----------
-    logits : array_like of float32 or float64, shape (..., V)
+    logits : array_like of float16, bfloat16, float8, float32 or float64, shape (..., V)
     backend : str, optional
         As for `fastxent.cross_entropy`.
 
@@ -33,7 +33,7 @@ def logsumexp(logits: ArrayLike, *, backend: str | None = None) -> np.floating |
     """
     read = arguments.read_logits(logits)
     lse = backends.choose(backend).logsumexp(arguments.as_rows(read))
-    return lse.astype(read.dtype.newbyteorder("=")).reshape(read.shape[:-1])[()]
+    return lse.astype(arguments.loss_dtype(read.dtype)).reshape(read.shape[:-1])[()]
 
 
 def log_softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str | None = None) -> NDArray:
@@ -43,15 +43,15 @@ def log_softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str |
 
     Parameters
     ----------
-    logits : array_like of float32 or float64, shape (..., V)
+    logits : array_like of float16, bfloat16, float8, float32 or float64, shape (..., V)
     out : ndarray, optional
-        Of the logits' shape and dtype, C-contiguous; ``logits`` itself works in place.
+        Of the logits' shape, their dtype or float32 or float64, C-contiguous; ``logits`` itself works in place.
     backend : str, optional
         As for `fastxent.cross_entropy`.
 
     Returns
     -------
-    ndarray of the logits' shape and dtype
+    ndarray of the logits' shape and dtype, float32 for float8
 
     Raises
     ------

@@ -13,6 +13,7 @@ from fastxent import rowmath
 # what a target may be instead of a class index, once `arguments` has read it
 IGNORED = -1  # the row counts for nothing and is not read
 ABSENT = -2  # the target lies in no class of this block
+LARGEST = -3  # the first of the row's largest logits
 
 # Classes cut anywhere give the whole row's sums within their rounding; cut at multiples of this, their very bits
 STRIP = 4096
@@ -20,6 +21,7 @@ STRIP = 4096
 FIELDS = ("base", "exponent", "total", "low", "peak", "gap", "mass", "target_logit", "target_mass")
 
 _ROWS = rowmath.build_rows(rowmath.NumpyOps)
+_RATE = rowmath.rate(np.float64)
 
 
 def _add_sums(a, b):
@@ -27,7 +29,7 @@ def _add_sums(a, b):
     base = np.where((a["total"] == 0.0) | ((b["total"] != 0.0) & (b["base"] > a["base"])), b["base"], a["base"])
     sums = []
     for state in (a, b):
-        sums += [*_ROWS.rebase(state["base"], state["exponent"], state["total"], base), state["low"]]
+        sums += [*_ROWS.rebase(state["base"], state["exponent"], state["total"], base, _RATE), state["low"]]
     return base, *_ROWS.add(*sums)
 
 
@@ -83,26 +85,27 @@ class LseState:
                 f"the first in row {int(lost.argmax())}"
             )
         with np.errstate(all="ignore"):
-            nll = _ROWS.nll(self["base"], self["exponent"], self["total"], self["target_logit"])
+            nll = _ROWS.nll(self["base"], self["exponent"], self["total"], self["target_logit"], _RATE)
         return np.where(seen, nll, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a loss needs of N whole rows, float64 (N,) each: nll = lse - target logit, and the peak of the others.
+    """Of N whole rows, float64 (N,) each: nll = lse - target logit, the target's logit, the peak of the others.
 
-    gap is sum w (lse - z) over all classes, None unless class weights were given. An ignored row: nll and gap 0, peak
-    NaN.
+    gap is sum w (lse - z) over all classes, of length 0 unless class weights were given. An ignored row: nll and gap 0,
+    target_logit and peak NaN.
     """
 
     nll: np.ndarray
+    target_logit: np.ndarray
     peak: np.ndarray
-    gap: np.ndarray | None
+    gap: np.ndarray
 
     @classmethod
     def allocate(cls, rows, with_gap):
         """Arrays for ``rows`` rows, not filled."""
-        return cls(np.empty(rows), np.empty(rows), np.empty(rows) if with_gap else None)
+        return cls(np.empty(rows), np.empty(rows), np.empty(rows), np.empty(rows if with_gap else 0))
 
     def __getitem__(self, rows):
-        return Statistics(self.nll[rows], self.peak[rows], None if self.gap is None else self.gap[rows])
+        return Statistics(self.nll[rows], self.target_logit[rows], self.peak[rows], self.gap[rows])

@@ -28,10 +28,10 @@ def _overlapping():
 ERRORS = {
     "integer logits": (
         TypeError,
-        "logits must have one of the dtypes float32, float64, not int64",
+        "logits must have one of the dtypes float32, float64, float16, bfloat16, float8_e4m3fn, float8_e5m2, not int64",
         {"logits": LOGITS.astype(int)},
     ),
-    "half logits": (TypeError, "not float16", {"logits": LOGITS.astype(np.float16)}),
+    "logits of extended precision": (TypeError, "not (longdouble|float128)", {"logits": LOGITS.astype(np.longdouble)}),
     "scalar logits": (ValueError, "at least one axis", {"logits": np.float32(1), "targets": 0}),
     "no classes": (ValueError, r"at least one class; got shape \(3, 0\)", {"logits": LOGITS[:, :0]}),
     "a tensor that requires grad": (TypeError, "pass logits.detach", {"logits": _Tensor()}),
@@ -77,7 +77,12 @@ ERRORS = {
     "grad_output with mean": (ValueError, 'scalar unless reduction is "none"', {"grad_output": [1, 2, 3]}),
     "out's kind": (TypeError, "out must be a NumPy array, not list", {"out": [0]}),
     "out's shape": (ValueError, r"shape \(3, 4\), not \(3, 3\)", {"out": LOGITS[:, :3].copy()}),
-    "out's dtype": (TypeError, "out must have the logits' dtype float32, not float64", {"out": np.zeros((3, 4))}),
+    "out's dtype": (
+        TypeError,
+        "out must have the logits' dtype float32 or float32 or float64, in native byte order; not <f2",
+        {"out": np.zeros((3, 4), np.float16)},
+    ),
+    "out in the other byte order": (TypeError, "native byte order; not >f4", {"out": np.zeros((3, 4), ">f4")}),
     "strided out": (ValueError, "C-contiguous", {"out": np.zeros((3, 8), np.float32)[:, ::2]}),
     "overlapping out": (ValueError, "not overlap", dict(zip(("logits", "out"), _overlapping(), strict=True))),
 }

@@ -12,7 +12,7 @@ import pytest
 import fastxent
 from fastxent.backends import cpu
 from fastxent.backends.cpu import cache, kernels, twins
-from fastxent.bench.cases import Case
+from fastxent.bench.cases import SMALL_DTYPES, Case
 
 SHAPES = ((700, 1000), (40, 32_000), (3, 300_000))
 
@@ -55,7 +55,7 @@ class TestSameBits:
         logits, targets, _ = Case(*shape, dtype=dtype, ignored=0.3).build()
         want = both(logits, targets)
         for segments in (2, 7, 74):
-            monkeypatch.setattr(cpu, "_segments", lambda block, n=segments: n)
+            monkeypatch.setattr(cpu, "_segments", lambda block, targets, n=segments: n)
             assert_same(both(logits, targets), want)
             kept = logits.copy()
             fastxent.cross_entropy_grad(kept, targets, out=kept, reduction="none", label_smoothing=0.1)
@@ -75,26 +75,52 @@ class TestSameBits:
         assert_same([fastxent.cross_entropy(logits, targets, reduction="none")], [want])
 
 
+@pytest.mark.parametrize("dtype", SMALL_DTYPES)
+class TestSmallDtypes:
+    def test_every_code_is_read_exactly(self, dtype):
+        """A row for each bit pattern, its other class a bit less than 1: the loss tells which number was read."""
+        width = np.dtype(dtype).itemsize * 8
+        codes = np.arange(1 << width, dtype=f"u{width // 8}").view(dtype)
+        logits = np.stack([codes, np.full(len(codes), 0.875, dtype)], axis=1)
+        wide = np.stack([codes.astype(np.float32), np.full(len(codes), 0.875, np.float32)], axis=1)
+        targets = np.ones(len(codes), int)
+        for padding in (0, 200):  # a lane a row, and lanes along a row
+            pad = np.full((len(codes), padding), -4, np.float32)
+            few, many = (np.concatenate([x, pad.astype(x.dtype)], axis=1) for x in (logits, wide))
+            got = fastxent.cross_entropy(few, targets, reduction="none")
+            np.testing.assert_array_equal(got, fastxent.cross_entropy(many, targets, reduction="none"))
+
+    def test_the_gradient_is_that_of_float32_rounded_once(self, dtype):
+        logits, targets, _ = Case(40, 5003, "wide", dtype).build()
+        options = {"reduction": "none", "label_smoothing": 0.1, "grad_output": 3.0}
+        want = fastxent.cross_entropy_grad(logits.astype(np.float32), targets, **options)
+        wide = fastxent.cross_entropy_grad(logits, targets, out=np.empty(logits.shape, np.float32), **options)
+        np.testing.assert_array_equal(wide, want)
+        for out in (np.empty_like(logits), logits):
+            narrow = fastxent.cross_entropy_grad(logits, targets, out=out, **options)
+            np.testing.assert_array_equal(narrow.astype(np.float32), want.astype(dtype).astype(np.float32))
+
+    def test_rounding_reaches_infinity_and_keeps_nan(self, dtype):
+        logits = np.array([[0, 0], [0, np.nan]], dtype)
+        out = fastxent.cross_entropy_grad(logits, [0, 0], reduction="none", grad_output=1e30, out=np.empty_like(logits))
+        with np.errstate(over="ignore"):
+            want = (np.float32([[-5e29, 5e29], [np.nan, np.nan]])).astype(dtype)
+        np.testing.assert_array_equal(out.astype(np.float32), want.astype(np.float32))
+
+
 @pytest.mark.skipif(
     not re.search(r"avx2|avx512f", numba.core.codegen.get_host_cpu_features()), reason="needs x86-64 with AVX2 or more"
 )
 def test_float32_forward_is_packed():
     fresh = numba.njit(error_model="numpy")(kernels.statistics)  # a kernel from the cache shows no code
-    arguments = (
-        np.zeros((1, 2), np.float32),
-        np.zeros(1, np.int64),
-        None,
-        1,
-        np.zeros((1, 1, 6)),
-        *np.zeros((2, 1)),
-        None,
-    )
-    fresh(*arguments)
+    logits, scaling = np.zeros((1, 2), np.float32), cpu._scaling(np.dtype(np.float32))
+    results = kernels.Results(*np.zeros((3, 1)), np.empty(0))
+    fresh(logits, np.zeros(1, np.int64), cpu._shares(None), scaling, 1, np.zeros((1, 1, 6)), results)
     (code,) = fresh.inspect_asm().values()
-    loops = [block for block in re.split(r"^\.LBB", code, flags=re.MULTILINE) if block.count("vfmadd") >= 36]
+    packed = re.compile(r"vfmadd\w+ps\s.*%[yz]mm")
+    loops = [block for block in re.split(r"^\.LBB", code, flags=re.MULTILINE) if len(packed.findall(block)) >= 36]
     assert loops
     for loop in loops:
-        assert len(re.findall(r"vfmadd\w+ps\s.*%[yz]mm", loop)) >= 36
         assert not re.search(r"vcvtps2pd|vfmadd\w+[sp]d|vfmadd\w+ss|\bcall", loop)
     assert not re.search(r"\bcall\w*\s+.*\bexpf?\b", code)
 

@@ -40,8 +40,9 @@ class TestAgreement:
     def test_loss(self, backend, case):
         want = exact_of(case)
         got = fastxent.cross_entropy(want.logits, want.targets, backend=backend, **want.options)
-        assert got.dtype == case.dtype
-        exact.assert_close(got, want.loss, np.abs(want.loss), exact.LOSS[case.dtype], tiny(case.dtype))
+        computed = exact.computed(case.dtype)
+        assert got.dtype == computed
+        exact.assert_close(got, want.loss, np.abs(want.loss), exact.LOSS[computed], tiny(computed))
 
     def test_gradient(self, backend, case):
         want = exact_of(case)
@@ -49,12 +50,13 @@ class TestAgreement:
         np.testing.assert_array_equal(
             loss, fastxent.cross_entropy(want.logits, want.targets, backend=backend, **want.options)
         )
-        assert gradient.dtype == case.dtype
+        assert gradient.dtype == ("float32" if case.dtype.startswith("float8") else case.dtype)
         assert not gradient[~want.counted].any()
-        allowed = exact.GRADIENT[case.dtype]
+        computed = exact.computed(case.dtype)
+        allowed = exact.GRADIENT[computed]
         if backend == "reference" and case.dtype == "float64":
             allowed += 2 * np.finfo(np.float64).eps * spread(want.logits)
-        exact.assert_close(gradient, want.gradient, want.terms, allowed, tiny(case.dtype))
+        exact.assert_close(gradient, want.gradient, want.terms, allowed, tiny(computed))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -22,9 +22,9 @@ def test_total_keeps_blocks_apart():
 
 def test_divisor():
     weights = np.array([1.0, 0.5, 0.0])
-    assert reduction.divisor(weights, "mean", None) == 1.5
-    assert reduction.divisor(weights, "mean", 4) == 4
-    assert reduction.divisor(weights, "sum", None) == 1
+    assert reduction.divisor(weights, 2, "mean", None) == 1.5
+    assert reduction.divisor(weights, 2, "mean", 4) == 4
+    assert reduction.divisor(weights, 2, "sum", None) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.dtype("f4"), np.dtype("f8")])

@@ -12,6 +12,7 @@ from fastxent.backends.cpu.memory import load, store
 from fastxent.backends.cpu.vector import LANES
 from fastxent.state import ABSENT
 
+RATE = rowmath.rate(np.float64)
 REALS = {"float32": rowmath.FLOAT32, "float64": rowmath.FLOAT64}
 ROWS = rowmath.build_rows(rowmath.NumpyOps)
 
@@ -19,23 +20,24 @@ ROWS = rowmath.build_rows(rowmath.NumpyOps)
 def in_numpy(x, peak):
     terms = rowmath.build_terms(rowmath.NumpyOps, REALS[x.dtype.name])
     with np.errstate(invalid="ignore", over="ignore"):
-        base, exponent, magic, floor = terms.reference(peak)
-        power, scale = terms.exp_parts(x - base, magic, floor)
+        rate = rowmath.rate(x.dtype.type)
+        base, exponent, magic, floor = terms.reference(peak, rate)
+        power, scale = terms.exp_parts(x - base, rate, magic, floor)
         return base, exponent, power * scale
 
 
 @njit(_nrt=False)
-def _compiled(x, peak, out):
-    base, exponent, magic, floor = reference(peak)
+def _compiled(x, peak, rate, out):
+    base, exponent, magic, floor = reference(peak, rate)
     for j in range(0, x.shape[0], LANES):
-        power, scale = exp_parts(load(x, j) - base, magic, floor)
+        power, scale = exp_parts(load(x, j) - base, rate, magic, floor)
         store(out, j, power * scale)
     return base, exponent
 
 
 def compiled(x, peak):
     out = np.empty_like(x)
-    base, exponent = _compiled(x, peak, out)
+    base, exponent = _compiled(x, peak, rowmath.rate(x.dtype.type), out)
     return base, exponent, out
 
 
@@ -129,5 +131,5 @@ def test_what_rounding_loses_is_kept():
 def test_nll_against_mpmath(margin):
     with mpmath.workdps(60):
         exact = mpmath.log1p(mpmath.exp(-mpmath.mpf(margin)))
-        got = float(ROWS.nll(np.float64(0), np.float64(0), np.float64(1), np.float64(margin)))
+        got = float(ROWS.nll(np.float64(0), np.float64(0), np.float64(1), np.float64(margin), RATE))
         assert abs(mpmath.mpf(got) / exact - 1) < 6e-16

@@ -4,6 +4,7 @@ A backend is a module with the verbs of `fastxent.backends.reference`: ``statist
 ``accumulate``, ``logsumexp``, ``log_softmax``, ``softmax`` and ``why_unavailable``. It is imported when first used.
 """
 
+import functools
 import importlib
 import os
 
@@ -73,5 +74,6 @@ def explain(shape, dtype="float32", backend=None):
     )
 
 
+@functools.cache
 def _module(name):
     return importlib.import_module(f"fastxent.backends.{name}")

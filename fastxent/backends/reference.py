@@ -18,12 +18,12 @@ def statistics(logits, targets, weight=None):
     result = Statistics.allocate(len(logits), weight is not None)
     for i, t in enumerate(targets):
         if t == IGNORED:
-            result.nll[i], result.peak[i] = 0.0, np.nan
+            result.nll[i], result.target_logit[i], result.peak[i] = 0.0, np.nan, np.nan
             if weight is not None:
                 result.gap[i] = 0.0
             continue
         z = logits[i : i + 1][0].astype(np.float64)
-        result.nll[i] = _nll(z, t)
+        result.nll[i], result.target_logit[i] = _nll(z, t), z[t]
         result.peak[i] = np.delete(z, t).max(initial=-np.inf)
         if weight is not None:
             counted = weight > 0
@@ -32,9 +32,9 @@ def statistics(logits, targets, weight=None):
 
 
 def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
-    """`statistics`, and the gradient p_k (hit + extra) - smooth w_k, less hit on the target, written to ``out`` (N, V).
+    """`statistics`, and to ``out`` (N, V) p_k (hit + extra + smooth W) - smooth w_k, less hit on the target.
 
-    ``coefficients`` (N, 3) holds hit, smooth and extra of each row; weights count as 1 without ``weight``.
+    ``coefficients`` (N, 3) holds hit, smooth and extra of each row; W is the sum of the weights w, 0 without them.
     """
     result = statistics(logits, targets, weight)
     for i, t in enumerate(targets):
@@ -45,10 +45,12 @@ def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
         z = logits[i : i + 1][0].astype(np.float64)
         with np.errstate(invalid="ignore"):
             p = np.exp(z - z[t] - result.nll[i]) if np.isfinite(z[t]) else _softmax(z)
-        gradient = p * (hit + extra) - smooth * (1.0 if weight is None else weight)
-        own = 1.0 if weight is None else weight[t]
-        gradient[t] = hit * np.expm1(-result.nll[i]) + extra * p[t] - smooth * own
-        out[i] = gradient
+        w = np.zeros(len(z)) if weight is None else weight
+        extra += smooth * w.sum()
+        gradient = p * (hit + extra) - smooth * w
+        gradient[t] = hit * np.expm1(-result.nll[i]) + extra * p[t] - smooth * w[t]
+        with np.errstate(over="ignore"):
+            out[i] = gradient
     return result
 
 

@@ -68,28 +68,48 @@ def _options(**options):
 # one class, fewer than a vector, around a vector, a block (256), a strip (4,096), several strips with a ragged end
 WIDTHS = (1, 2, 7, 16, 17, 255, 256, 257, 1000, 4096, 4097, 9001)
 DTYPES = ("float32", "float64")
+# the kinds of rows that a dtype of few bits can hold: float8_e4m3fn has no infinity
+SMALL_DTYPES = {
+    "float16": tuple(kind for kind in KINDS if kind != "huge offset"),
+    "bfloat16": tuple(KINDS),
+    "float8_e4m3fn": ("typical", "flat", "wide", "confident", "sorted", "ties"),
+    "float8_e5m2": tuple(kind for kind in KINDS if kind != "huge offset"),
+}
 
-AGREEMENT = tuple(
-    Case(rows, classes, kind, dtype)
-    for dtype in DTYPES
-    for rows, classes, kind in (
-        *((6, width, "typical") for width in WIDTHS),
-        *((6, 300, kind) for kind in KINDS),
-        *((4, 9001, kind) for kind in ("confident", "masked", "sorted", "huge offset")),
-        (2, 65_537, "typical"),  # more classes than a 16-bit index holds
-        (33, 10, "confident"),
+AGREEMENT = (
+    tuple(
+        Case(rows, classes, kind, dtype)
+        for dtype in DTYPES
+        for rows, classes, kind in (
+            *((6, width, "typical") for width in WIDTHS),
+            *((6, 300, kind) for kind in KINDS),
+            *((4, 9001, kind) for kind in ("confident", "masked", "sorted", "huge offset")),
+            (2, 65_537, "typical"),  # more classes than a 16-bit index holds
+            (33, 10, "confident"),
+        )
     )
-) + tuple(
-    Case(7, 1000, "typical", dtype, ignored, weights, options)
-    for dtype in DTYPES
-    for ignored in (0.0, 0.4, 1.0)
-    for weights in (False, True)
-    for options in (
-        _options(),
-        _options(reduction="sum"),
-        _options(reduction="none", label_smoothing=0.1),
-        _options(label_smoothing=1.0),
-        _options(denominator=3.5, label_smoothing=0.25),
+    + tuple(
+        Case(7, 1000, "typical", dtype, ignored, weights, options)
+        for dtype in DTYPES
+        for ignored in (0.0, 0.4, 1.0)
+        for weights in (False, True)
+        for options in (
+            _options(),
+            _options(reduction="sum"),
+            _options(reduction="none", label_smoothing=0.1),
+            _options(label_smoothing=1.0),
+            _options(denominator=3.5, label_smoothing=0.25),
+        )
+    )
+    + tuple(
+        case
+        for dtype, kinds in SMALL_DTYPES.items()
+        for case in (
+            *(Case(6, width, "typical", dtype) for width in WIDTHS),
+            *(Case(6, 300, kind, dtype) for kind in kinds),
+            Case(7, 9001, "wide", dtype, 0.4, weights=True, options=_options(reduction="none", label_smoothing=0.1)),
+            Case(7, 40, "confident", dtype, 0.4, weights=True, options=_options(label_smoothing=0.1)),
+        )
     )
 )
 

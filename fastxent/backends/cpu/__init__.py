@@ -4,25 +4,40 @@ A launch is bounded so that Ctrl-C is answered between launches, and so that row
 be gathered into a small buffer instead of being copied whole.
 """
 
+import contextlib
+import functools
 import os
 
 import numba
 import numpy as np
 
+from fastxent import rowmath
 from fastxent.backends.cpu import cache, kernels
+from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
-from fastxent.state import ABSENT, IGNORED, STRIP, LseState, Statistics
+from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, LseState, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
 _ROWS = 1 << 18  # and rows, for their scratch
 _GATHER = 1 << 20  # elements gathered at a time: a few megabytes, still in the cache when the kernel reads them
 
+
 _statistics = Twins(kernels.statistics)
 _statistics_and_gradient = Twins(kernels.statistics_and_gradient)
 _accumulate = Twins(kernels.accumulate)
-_logsumexp = Twins(kernels.logsumexp)
 _log_softmax = Twins(kernels.log_softmax)
-_softmax = Twins(kernels.softmax)
+KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax)
+
+
+def _read_only(block):
+    """A view that no kernel can write: read-only and writable arrays then share one compiled kernel."""
+    view = block.view()
+    view.flags.writeable = False
+    return view
+
+
+_NO_PROBABILITIES = _read_only(np.empty((0, 0)))
+_NOTHING_SPREAD = kernels.Shares(_read_only(np.empty(0)), _NO_PROBABILITIES, 0.0, 1.0)
 
 
 def why_unavailable():
@@ -43,24 +58,23 @@ def describe():
 def statistics(logits, targets, weight=None):
     """See `fastxent.backends.reference.statistics`."""
     result = Statistics.allocate(len(logits), weight is not None)
-    weight, targets = _class_weights(weight), _read_only(targets)
+    targets, scaling = _read_only(targets), _scaling(logits.dtype)
     for rows, block in _blocks(logits):
-        part = result[rows]
-        strips, segments = _strips(block), _segments(block)
-        _statistics(block.size, block, targets[rows], weight, segments, strips, part.nll, part.peak, part.gap)
+        shares, segments = _shares(weight), _segments(block, targets)
+        _statistics(block.size, block, targets[rows], shares, scaling, segments, _strips(block), _results(result[rows]))
     return result
 
 
 def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
     """See `fastxent.backends.reference.statistics_and_gradient`."""
     result = Statistics.allocate(len(logits), weight is not None)
-    weight, targets = _class_weights(weight), _read_only(targets)
+    targets, scaling = _read_only(targets), _scaling(logits.dtype)
     for rows, block in _blocks(logits):
-        part, terms = result[rows], out[rows]
-        _statistics_and_gradient(
-            block.size, block, targets[rows], weight, coefficients[rows], terms, _segments(block), _strips(block),
-            part.nll, part.peak, part.gap,
-        )  # fmt: skip
+        with _written(out[rows], logits.dtype) as written:
+            _statistics_and_gradient(
+                block.size, block, targets[rows], _shares(weight), coefficients[rows], scaling, written,
+                _segments(block, targets), _strips(block), _results(result[rows]),
+            )  # fmt: skip
     return result
 
 
@@ -69,31 +83,36 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
     columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
     here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
     local = _read_only(np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT)))
-    weight = _class_weights(weight)
     for rows, block in _blocks(logits):
-        _accumulate(block.size, block, local[rows], weight, _strips(block), columns[rows])
+        scaling, strips = _scaling(logits.dtype), _strips(block)
+        _accumulate(block.size, block, local[rows], _shares(weight), scaling, strips, columns[rows])
     return LseState(columns)
 
 
 def logsumexp(logits):
     """See `fastxent.backends.reference.logsumexp`."""
-    lse = np.empty(len(logits))
-    for rows, block in _blocks(logits):
-        _logsumexp(block.size, block, _strips(block), lse[rows])
+    found = statistics(logits, np.full(len(logits), LARGEST))
+    with np.errstate(invalid="ignore"):
+        lse = found.target_logit + found.nll
+    # a row that holds infinities: one that is NaN too stays NaN
+    for i in np.flatnonzero(np.isinf(found.target_logit)):
+        lse[i] = logits[i : i + 1][0].astype(np.float64).max()
     return lse
 
 
 def log_softmax(logits, out):
     """See `fastxent.backends.reference.log_softmax`."""
+    scaling = _scaling(logits.dtype)
     for rows, block in _blocks(logits):
-        _log_softmax(block.size, block, _strips(block), out[rows])
+        with _written(out[rows], logits.dtype) as written:
+            _log_softmax(block.size, block, _shares(None), scaling, _strips(block), written)
     return out
 
 
 def softmax(logits, out):
     """See `fastxent.backends.reference.softmax`."""
-    for rows, block in _blocks(logits):
-        _softmax(block.size, block, _strips(block), out[rows])
+    coefficients = np.tile((0.0, 0.0, 1.0), (len(logits), 1))
+    statistics_and_gradient(logits, np.full(len(logits), LARGEST), coefficients, out)
     return out
 
 
@@ -105,18 +124,36 @@ def _blocks(logits):
     for start in range(0, len(logits), size):
         rows = slice(start, min(len(logits), start + size))
         block = logits[rows] if ready else np.ascontiguousarray(logits[rows], logits.dtype.newbyteorder("="))
-        yield rows, _read_only(block)
+        yield rows, _read_only(viewed(block))
 
 
-def _read_only(block):
-    """A view that no kernel can write: read-only and writable arrays then share one compiled kernel."""
-    view = block.view()
-    view.flags.writeable = False
-    return view
+@contextlib.contextmanager
+def _written(out, logits_dtype):
+    """An array for a kernel to write that ends up in ``out``: itself where a kernel for its dtype exists."""
+    own = np.dtype(np.float64 if logits_dtype.itemsize == 8 else np.float32)
+    if out.dtype == own or (out.dtype == logits_dtype and out.dtype.itemsize == 2):
+        yield viewed(out)
+    else:
+        yield (written := np.empty(out.shape, own))
+        with np.errstate(over="ignore"):
+            out[:] = written
 
 
-def _class_weights(weight):
-    return None if weight is None else _read_only(np.ascontiguousarray(weight, np.float64))
+def _shares(weight):
+    if weight is None:
+        return _NOTHING_SPREAD
+    weight = np.ascontiguousarray(weight, np.float64)
+    return kernels.Shares(_read_only(weight), _NO_PROBABILITIES, 0.0, 1.0)
+
+
+@functools.cache
+def _scaling(dtype):
+    real = np.float64 if dtype.itemsize == 8 else np.float32
+    return kernels.Scaling(*rowmath.rate(real), *rowmath.rate(np.float64))
+
+
+def _results(statistics):
+    return kernels.Results(statistics.nll, statistics.target_logit, statistics.peak, statistics.gap)
 
 
 def _strips(block):
@@ -124,9 +161,9 @@ def _strips(block):
     return np.empty((len(block), -(-block.shape[1] // STRIP), 6))
 
 
-def _segments(block):
+def _segments(block, targets):
     """How many runs of strips a row is cut into so that there is work for every thread; no bit depends on it."""
     threads = threads_for(block.size)
-    if threads == 1 or len(block) >= 4 * threads:
+    if threads == 1 or len(block) >= 4 * threads or targets[0] == LARGEST:
         return 1
     return min(-(-block.shape[1] // STRIP), -(-4 * threads // len(block)))

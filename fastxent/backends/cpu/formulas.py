@@ -30,12 +30,12 @@ nll_of, excess, whole_gap, with_target = _ROWS.nll, _ROWS.excess, _ROWS.whole_ga
 power_of_two, exp_split = _ROWS.power_of_two, _ROWS.exp_split
 
 
-def exp_parts(x, magic, floor):
+def exp_parts(x, rate, magic, floor):
     """`fastxent.rowmath` for the kind of ``x``, a vector or a scalar, float32 or float64."""
     raise NotImplementedError
 
 
-def reference(peak):
+def reference(peak, rate):
     """`fastxent.rowmath` for the kind of ``peak``."""
     raise NotImplementedError
 
@@ -48,12 +48,12 @@ def _terms_of(kind):
 
 
 @overload(exp_parts)
-def _exp_parts_by_kind(x, magic, floor):
+def _exp_parts_by_kind(x, rate, magic, floor):
     built = _terms_of(x).exp_parts
-    return lambda x, magic, floor: built(x, magic, floor)
+    return lambda x, rate, magic, floor: built(x, rate, magic, floor)
 
 
 @overload(reference)
-def _reference_by_kind(peak):
+def _reference_by_kind(peak, rate):
     built = _terms_of(peak).reference
-    return lambda peak: built(peak)
+    return lambda peak, rate: built(peak, rate)

@@ -6,8 +6,8 @@ twin; no digit lost in a row's sum. How:
 - A row is cut into strips of 4,096 classes (16 KB of float32). While a strip is summed the next strip's maximum is
   taken, so each strip has its own largest logit as reference before its first exponential, whatever stands in other
   strips: nothing is summed twice and no running maximum is rescaled.
-- Two strips ahead, in the next rows too, the data are asked for: without that the arithmetic and the waiting for
-  memory add up (2.0 x the time of reading), with it they overlap (1.05 x).
+- Four strips ahead, in the next rows too, the data are asked for, into the second-level cache: without that the
+  arithmetic and the waiting for memory add up (1.8 x the time of reading), with it they overlap (1.0 x).
 - A strip is cut into blocks of 256: float32 lanes run over a block, float64 lanes over a strip, a float64 pair over
   the row, strip after strip. The order is spelled out in lanes, so no compiler can change it.
 - One class, the target, is left out of its row's sum: log1p(others / target) then has every digit however confident
@@ -17,27 +17,25 @@ twin; no digit lost in a row's sum. How:
 
 import numpy as np
 
+from fastxent.backends.cpu.formats import as_real
 from fastxent.backends.cpu.formulas import (
     add,
     add_gap,
     compiled,
-    excess,
     exp_parts,
     exp_split,
     inlined,
-    nll_of,
     power_of_two,
     rebase,
     reference,
-    whole_gap,
 )
 from fastxent.backends.cpu.memory import load, load_some, prefetch, store, store_some
 from fastxent.backends.cpu.vector import (
     LANES,
+    first_lane,
     fma,
     lanes_of,
     larger,
-    narrow,
     peak_of_lanes,
     sum_lanes,
     to_float64,
@@ -48,7 +46,7 @@ from fastxent.state import STRIP
 
 BLOCK = 256
 FOUR = 4 * LANES
-PREFETCH = 2 * STRIP
+PREFETCH = 4 * STRIP
 
 
 @inlined
@@ -89,16 +87,22 @@ def _block_peak(row, start, stop, but, peak):
 @compiled
 def peak_of(row, start, stop, but):
     """The maximum of row[start:stop] without class ``but``; -inf when nothing is there."""
-    peak = lanes_of(row.dtype.type(-np.inf))
+    peak = lanes_of(as_real(row, -np.inf))
     for j in range(start, stop, BLOCK):
         peak = _block_peak(row, j, stop, but, peak)
     return peak_of_lanes(peak)
 
 
 @inlined
-def _plus_exp(x, terms, j, count, base, magic, floor, lanes):
+def load_one(array, index):
+    """``array[index]`` as a float64."""
+    return np.float64(first_lane(load_some(array, index, 1, -1, 0.0)))
+
+
+@inlined
+def _plus_exp(x, terms, j, count, base, rate, magic, floor, lanes):
     """``lanes`` plus exp(x - base) 2**-exponent; the term goes to terms[j:], only ``count`` lanes unless it is None."""
-    power, scale = exp_parts(x if base is None else x - base, magic, floor)
+    power, scale = exp_parts(x if base is None else x - base, rate, magic, floor)
     if terms is None:
         return fma(power, scale, lanes)
     term = power * scale
@@ -110,29 +114,29 @@ def _plus_exp(x, terms, j, count, base, magic, floor, lanes):
 
 
 @inlined
-def _sum_of_four(row, terms, j, base, magic, floor, a, b, c, d):
-    a = _plus_exp(load(row, j), terms, j, None, base, magic, floor, a)
-    b = _plus_exp(load(row, j + LANES), terms, j + LANES, None, base, magic, floor, b)
-    c = _plus_exp(load(row, j + 2 * LANES), terms, j + 2 * LANES, None, base, magic, floor, c)
-    d = _plus_exp(load(row, j + 3 * LANES), terms, j + 3 * LANES, None, base, magic, floor, d)
+def _sum_of_four(row, terms, j, base, rate, magic, floor, a, b, c, d):
+    a = _plus_exp(load(row, j), terms, j, None, base, rate, magic, floor, a)
+    b = _plus_exp(load(row, j + LANES), terms, j + LANES, None, base, rate, magic, floor, b)
+    c = _plus_exp(load(row, j + 2 * LANES), terms, j + 2 * LANES, None, base, rate, magic, floor, c)
+    d = _plus_exp(load(row, j + 3 * LANES), terms, j + 3 * LANES, None, base, rate, magic, floor, d)
     return a, b, c, d
 
 
 @inlined
-def _sum_block(row, terms, start, stop, but, base, magic, floor):
+def _sum_block(row, terms, start, stop, but, base, rate, magic, floor):
     """Lanes of sum exp(row - base) over row[start:stop] without ``but``, a block at most; the terms go to ``terms``."""
-    a = lanes_of(row.dtype.type(0))
+    a = lanes_of(as_real(row, 0.0))
     b, c, d = a, a, a
     if _whole(start, BLOCK, stop, but):
         for j in range(start, start + BLOCK, FOUR):
-            a, b, c, d = _sum_of_four(row, terms, j, base, magic, floor, a, b, c, d)
+            a, b, c, d = _sum_of_four(row, terms, j, base, rate, magic, floor, a, b, c, d)
     else:
         for j in range(start, min(stop, start + BLOCK), FOUR):
             if _whole(j, FOUR, stop, but):
-                a, b, c, d = _sum_of_four(row, terms, j, base, magic, floor, a, b, c, d)
+                a, b, c, d = _sum_of_four(row, terms, j, base, rate, magic, floor, a, b, c, d)
             else:
                 for k in range(j, min(stop, j + FOUR), LANES):
-                    a = _plus_exp(_load_masked(row, k, stop, but), terms, k, stop - k, base, magic, floor, a)
+                    a = _plus_exp(_load_masked(row, k, stop, but), terms, k, stop - k, base, rate, magic, floor, a)
     return (a + b) + (c + d)
 
 
@@ -143,64 +147,76 @@ def _prefetch_block(row, start):
 
 
 @inlined
-def _sum_blocks(row, terms, start, stop, ahead, but, base, magic, floor):
+def _sum_blocks(row, terms, start, stop, ahead, but, base, rate, magic, floor):
     """The sum of a strip, block by block, and the maximum from ``stop`` to ``ahead``, a block at a time beside it."""
     widest_registers()
     total = lanes_of(0.0)
-    next_peak = lanes_of(row.dtype.type(-np.inf))
+    next_peak = lanes_of(as_real(row, -np.inf))
     for j in range(start, stop, BLOCK):
         _prefetch_block(row, j + PREFETCH)
-        total = total + to_float64(_sum_block(row, terms, j, stop, but, base, magic, floor))
+        if terms is not None:
+            _prefetch_block(terms, j + PREFETCH)
+        total = total + to_float64(_sum_block(row, terms, j, stop, but, base, rate, magic, floor))
         if j + STRIP < ahead:
             next_peak = _block_peak(row, j + STRIP, ahead, but, next_peak)
     return sum_lanes(total), peak_of_lanes(next_peak)
 
 
 @compiled
-def _sum_strip(row, terms, start, stop, ahead, but, peak):
+def _sum_strip(row, terms, start, stop, ahead, but, peak, rate):
     """A strip's sum under the reference of its maximum ``peak``, and the maximum from ``stop`` to ``ahead``."""
-    base, exponent, magic, floor = reference(peak)
+    base, exponent, magic, floor = reference(peak, rate)
     if base == 0.0:
         # a subtraction an element is 12% of the time, and nearly no row needs it
-        total, next_peak = _sum_blocks(row, terms, start, stop, ahead, but, None, magic, floor)
+        total, next_peak = _sum_blocks(row, terms, start, stop, ahead, but, None, rate, magic, floor)
     else:
-        total, next_peak = _sum_blocks(row, terms, start, stop, ahead, but, base, magic, floor)
+        total, next_peak = _sum_blocks(row, terms, start, stop, ahead, but, base, rate, magic, floor)
     return np.float64(base), np.float64(exponent), total, next_peak
 
 
 @compiled
-def _add_strip(base, exponent, total, low, strip_base, strip_exponent, strip_total):
+def _add_strip(base, exponent, total, low, strip_base, strip_exponent, strip_total, rate):
     """A row's sum and a strip's; where huge logits gave them different bases, the larger base stays."""
     if strip_base != base and strip_total != 0.0:
         if total == 0.0:
             base = strip_base
         elif strip_base > base:
-            exponent, total = rebase(base, exponent, total, strip_base)
+            exponent, total = rebase(base, exponent, total, strip_base, rate)
             base = strip_base
         else:
-            strip_exponent, strip_total = rebase(strip_base, strip_exponent, strip_total, base)
+            strip_exponent, strip_total = rebase(strip_base, strip_exponent, strip_total, base, rate)
     exponent, total, low = add(exponent, total, low, strip_exponent, strip_total, 0.0)
     return base, exponent, total, low
 
 
+@inlined
+def _share(shares, j, i, count, but):
+    """weight_k (keep q_k + even) of classes ``j`` on in row ``i``; 0 from ``count`` on and in lane ``but``."""
+    share = load_some(shares.weight, j, count, but, 0.0)
+    if shares.keep != 0.0:
+        q = to_float64(load_some(shares.probabilities[i], j, count, but, 0.0))
+        share = share * fma(q, shares.keep, shares.even)
+    return share
+
+
 @compiled
-def _gap_strip(row, weight, start, stop, but, peak):
-    """``gap, mass`` of a strip in float64: sum w (peak - row) and sum w without class ``but``."""
+def _gap_strip(row, shares, i, start, stop, but, peak):
+    """``gap, mass`` of a strip in float64: sum r (peak - row) and sum r without class ``but``."""
     widest_registers()
     anchor = np.float64(peak) if peak > -np.inf else 0.0
     gap, mass = lanes_of(0.0), lanes_of(0.0)
     for j in range(start, stop, LANES):
         count, left_out = stop - j, max(but - j, -1)
-        w = load_some(weight, j, count, left_out, 0.0)
-        gap = gap + weighted(w, anchor - to_float64(load_some(row, j, count, left_out, 0.0)))
-        mass = mass + w
+        share = _share(shares, j, i, count, left_out)
+        gap = gap + weighted(share, anchor - to_float64(load_some(row, j, count, left_out, 0.0)))
+        mass = mass + share
     return sum_lanes(gap), sum_lanes(mass)
 
 
 @compiled
-def sum_strips(row, but, weight, terms, strips, first, last):
-    """Sum strips ``first`` to ``last`` of a row without class ``but``, each into its place in ``strips`` (n, 6):
-    base, exponent (-inf for an empty sum), total, peak, and with ``weight`` the gap and mass of smoothing.
+def sum_strips(row, but, shares, i, terms, strips, first, last, rate):
+    """Sum strips ``first`` to ``last`` of row ``i`` without class ``but``, each into its place in ``strips`` (n, 6):
+    base, exponent (-inf for an empty sum), total, peak, and with ``shares`` the gap and mass of theirs.
 
     With ``terms``, exp(row - base) 2**-exponent is left there, under each strip's own reference.
     """
@@ -209,15 +225,15 @@ def sum_strips(row, but, weight, terms, strips, first, last):
     for s in range(first, last):
         start, stop = s * STRIP, min(classes, (s + 1) * STRIP)
         strips[s, 3], strips[s, 4], strips[s, 5] = np.float64(peak), 0.0, 0.0
-        if weight is not None:
-            strips[s, 4], strips[s, 5] = _gap_strip(row, weight, start, stop, but, peak)
+        if shares.weight.size > 0:
+            strips[s, 4], strips[s, 5] = _gap_strip(row, shares, i, start, stop, but, peak)
         ahead = min(classes, stop + STRIP) if s + 1 < last else stop
-        base, exponent, total, peak = _sum_strip(row, terms, start, stop, ahead, but, peak)
+        base, exponent, total, peak = _sum_strip(row, terms, start, stop, ahead, but, peak, rate)
         strips[s, 0], strips[s, 1], strips[s, 2] = base, exponent if total != 0.0 else -np.inf, total
 
 
 @compiled
-def add_strips(strips, before=(0.0, 0.0, 0.0, 0.0)):
+def add_strips(strips, rate, before=(0.0, 0.0, 0.0, 0.0)):
     """A row's ``base, exponent, total, low, peak, gap, mass`` from its strips, added in order.
 
     ``before`` holds the first four of the classes already counted.
@@ -225,56 +241,60 @@ def add_strips(strips, before=(0.0, 0.0, 0.0, 0.0)):
     base, exponent, total, low = before
     top, gap, mass = -np.inf, 0.0, 0.0
     for s in range(strips.shape[0]):
-        base, exponent, total, low = _add_strip(base, exponent, total, low, strips[s, 0], strips[s, 1], strips[s, 2])
+        base, exponent, total, low = _add_strip(
+            base, exponent, total, low, strips[s, 0], strips[s, 1], strips[s, 2], rate
+        )
         top, gap, mass = add_gap(top, gap, mass, strips[s, 3], strips[s, 4], strips[s, 5])
     return base, exponent, total, low, top, gap, mass
 
 
 @compiled
-def sum_row(row, but, weight, terms, strips, before=(0.0, 0.0, 0.0, 0.0)):
-    """`sum_strips` of a whole row, then `add_strips`."""
-    sum_strips(row, but, weight, terms, strips, 0, strips.shape[0])
-    return add_strips(strips, before)
-
-
-@compiled
-def finish_row(sums, target_logit, target_weight, i, nll, peak, gap):
-    """A row's statistics from its sums: nll = lse - z_t, and gap = sum of w (lse - z) over all classes."""
-    base, exponent, total, _, top, class_gap, mass = sums
-    nll[i] = nll_of(base, exponent, total, target_logit)
-    peak[i] = top
-    if gap is not None:
-        over = excess(base, exponent, total, top, target_logit, nll[i]) if top > -np.inf else 0.0
-        gap[i] = whole_gap(class_gap, mass, over, target_weight, nll[i])
-
-
-@compiled
-def factors_of_strips(strips, base, exponent, amount):
+def factors_of_strips(strips, base, exponent, amount, rate):
     """What each strip's terms are to be multiplied by for one reference of the row, times ``amount``: strips[s, 0]."""
     for s in range(strips.shape[0]):
-        power, n = exp_split(strips[s, 0] - base)
+        power, n = exp_split(strips[s, 0] - base, rate)
         strips[s, 0] = amount * power * power_of_two(strips[s, 1] + n - exponent)
 
 
-@compiled
-def scale_strips(terms, weight, strips, first, last, shift):
-    """terms * factor of their strip minus ``shift`` (times the class weight, where there is one), strip by strip."""
+@inlined
+def _term(source, j, count, base, rate, magic, floor):
+    """The term of source[j:], which waits there or, where ``magic`` is given, is that of its logits."""
+    x = load(source, j) if count is None else load_some(source, j, count, -1, 0.0)
+    if magic is None:
+        return x
+    power, scale = exp_parts(x - base, rate, magic, floor)
+    return power * scale
+
+
+@inlined
+def _write_terms(source, out, shares, i, start, stop, base, rate, magic, floor, factor, shift):
+    """out = term * factor + shift, or + shift * share in float64 before the first rounding."""
     widest_registers()
-    classes = terms.shape[0]
-    for s in range(first, last):
-        _scale_strip(terms, weight, s * STRIP, min(classes, (s + 1) * STRIP), strips[s, 0], -shift)
+    for j in range(start, stop, LANES):
+        if magic is not None and j % BLOCK == 0:
+            _prefetch_block(out, j + PREFETCH)
+        count = stop - j
+        if shares is not None:
+            x = to_float64(_term(source, j, count, base, rate, magic, floor)) * factor
+            store_some(out, j, count, as_real(source, fma(_share(shares, j, i, count, -1), shift, x)))
+        elif count >= LANES:
+            store(out, j, fma(_term(source, j, None, base, rate, magic, floor), factor, shift))
+        else:
+            store_some(out, j, count, fma(_term(source, j, count, base, rate, magic, floor), factor, shift))
 
 
 @compiled
-def _scale_strip(terms, weight, start, stop, factor, shift):
-    """terms * factor + shift, or + shift * weight in float64 before the one rounding."""
-    for j in range(start, stop, LANES):
-        count = stop - j
-        if weight is not None:
-            x = to_float64(load_some(terms, j, count, -1, 0.0)) * factor
-            x = fma(load_some(weight, j, count, -1, 0.0), shift, x)
-            store_some(terms, j, count, narrow(x, terms))
-        elif count >= LANES:
-            store(terms, j, fma(load(terms, j), factor, shift))
+def write_strip(row, terms, out, shares, i, start, stop, strip, rate, shift):
+    """The gradient of a strip: its terms, waiting in ``terms`` or taken again from the logits, times strip[0]."""
+    factor, shift_real = as_real(row, strip[0]), as_real(row, shift)
+    if terms is not None:
+        if shares.weight.size > 0:
+            _write_terms(terms, out, shares, i, start, stop, None, None, None, None, strip[0], shift)
         else:
-            store_some(terms, j, count, fma(load_some(terms, j, count, -1, 0.0), factor, shift))
+            _write_terms(terms, out, None, i, start, stop, None, None, None, None, factor, shift_real)
+    else:
+        base, _, magic, floor = reference(as_real(row, strip[3]), rate)
+        if shares.weight.size > 0:
+            _write_terms(row, out, shares, i, start, stop, base, rate, magic, floor, strip[0], shift)
+        else:
+            _write_terms(row, out, None, i, start, stop, base, rate, magic, floor, factor, shift_real)

@@ -239,15 +239,12 @@ def to_float64(typing, x):
     return result(x), lower
 
 
-@intrinsic
-def narrow(typing, x, array):
-    """float64 lanes rounded to the array's dtype."""
-    result = Vector(array.dtype)
-
-    def lower(context, builder, sig, args):
-        return args[0] if x == result else builder.fptrunc(args[0], context.get_value_type(result))
-
-    return result(x, array), lower
+def cast(builder, value, kind, result):
+    """Lanes of the floating ``kind`` as those of ``result``, in LLVM's terms."""
+    if kind == result:
+        return value
+    change = builder.fptrunc if result.element.bitwidth < kind.element.bitwidth else builder.fpext
+    return change(value, ir.VectorType(ir.FloatType() if result.element.bitwidth == 32 else ir.DoubleType(), LANES))
 
 
 def _halves(builder, value):
@@ -272,6 +269,12 @@ def sum_lanes(typing, x):
         return builder.extract_element(value, INT32(0))
 
     return x.element(x), lower
+
+
+@intrinsic
+def first_lane(typing, x):
+    """The first lane."""
+    return x.element(x), lambda context, builder, sig, args: builder.extract_element(args[0], INT32(0))
 
 
 @intrinsic

@@ -1,0 +1,49 @@
+"""Compiling every kernel ahead of time, so that no later call waits for a compiler."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import numba
+import numpy as np
+
+from fastxent import arguments
+from fastxent.backends import cpu
+from fastxent.backends.cpu import cache
+from fastxent.backends.cpu.formats import STAND_INS
+from fastxent.backends.cpu.twins import PARALLEL_FROM
+
+# a problem for the serial twins and one for the parallel ones
+_SHAPES = ((1, 1), (-(-PARALLEL_FROM // 256), 256))
+
+
+def compile_for(dtype):
+    """Compile what logits of ``dtype`` may need, into the cache; how many specialisations that are."""
+    dtype = np.dtype(dtype)
+    own = arguments.loss_dtype(dtype)
+    for shape in _SHAPES:
+        logits, targets = np.zeros(shape).astype(dtype), np.zeros(shape[0], np.int64)
+        coefficients = np.zeros((shape[0], 3))
+        cpu.statistics(logits, targets)
+        cpu.accumulate(logits, targets)
+        for written in {own, dtype}:
+            cpu.statistics_and_gradient(logits, targets, coefficients, np.empty(shape, written))
+            cpu.log_softmax(logits, np.empty(shape, written))
+    stored = numba.from_dtype(STAND_INS.get(dtype, dtype))
+    twins = [twin for kernel in cpu.KERNELS for twin in (kernel.serial, kernel.parallel)]
+    return sum(signature[0].dtype == stored for twin in twins for signature in twin.signatures)
+
+
+def compile_all(dtypes=arguments.DTYPES):
+    """Compile for each of ``dtypes``, as many at a time as Numba has threads; yields each with its number.
+
+    Raises
+    ------
+    OSError
+        If there is no folder to keep kernels in.
+    """
+    if cache.folder() is None:
+        raise OSError("no folder can be written to keep kernels in; FASTXENT_CACHE_DIR names one")
+    workers = min(len(dtypes), multiprocessing.cpu_count())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from zip(dtypes, pool.map(compile_for, dtypes), strict=True)

@@ -1,0 +1,59 @@
+"""`fastxent warmup` leaves nothing to compile, and there are few kernels."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# every public call there is for a dtype, few rows and many, with every option that could ask for another kernel
+CALLS = """
+import numpy as np, fastxent
+from fastxent.backends import cpu
+dtype = np.dtype("DTYPE")
+for shape in ((2, 3), (3, 200), (3000, 100), (600, 1000), (1, 600_000)):
+    logits, targets = np.zeros(shape).astype(dtype), np.zeros(shape[0], int)
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": np.ones(shape[1]), "label_smoothing": 0.2}):
+        fastxent.cross_entropy(logits, targets, **options)
+        for out in (None, np.empty(shape, np.float32), np.empty(shape, np.float64), logits.copy()):
+            fastxent.cross_entropy_grad(logits, targets, out=out, **options)
+    fastxent.cross_entropy(np.asfortranarray(logits), targets.astype(np.uint8))
+    fastxent.log_softmax(logits), fastxent.softmax(logits), fastxent.logsumexp(logits)
+    cpu.accumulate(logits, targets)
+"""
+
+
+def warm(folder, dtypes, calls):
+    environment = os.environ | {"FASTXENT_CACHE_DIR": str(folder)}
+    options = [part for dtype in dtypes for part in ("--dtype", dtype)]
+    command = [sys.executable, "-m", "fastxent", "warmup", *options]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    kept = {path.name for path in folder.rglob("*.nbc")}
+    for dtype in calls:
+        code = CALLS.replace("DTYPE", dtype)
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert {path.name for path in folder.rglob("*.nbc")} == kept
+    *_, last = said.splitlines()
+    assert last == f"{len(kept)} kernels compiled or found"
+    return len(kept)
+
+
+def test_nothing_is_left_to_compile_for_a_dtype(tmp_path):
+    assert warm(tmp_path, ["float32"], ["float32"]) <= 10
+
+
+@pytest.mark.slow
+def test_at_most_sixty_kernels_for_all(tmp_path):
+    """Four minutes on two cores."""
+    dtypes = ["float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+    assert warm(tmp_path, [], dtypes) <= 60
+
+
+def test_nowhere_to_keep_kernels_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    environment = os.environ | {"FASTXENT_CACHE_DIR": str(tmp_path / "file")}
+    command = [sys.executable, "-m", "fastxent", "warmup"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no folder can be written")
+    assert done.stderr.count("\n") == 1
