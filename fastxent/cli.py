@@ -129,11 +129,17 @@ def demo():
 
 @main.command()
 @click.option("--shape", "shapes", multiple=True, metavar="ROWSxCLASSES", help="By default three, a minute in all.")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16", "bfloat16"]))
+@click.option("--threads", multiple=True, type=click.IntRange(1), help="By default all.")
+@click.option("--suite", type=click.Choice(["cpu"]), help="All shapes, dtypes and numbers of threads; half an hour.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the cells to this file too.")
-def compare(shapes, dtype, json_file):
+def compare(shapes, dtypes, threads, suite, json_file):
     """Compare fastxent with every other library that is installed: right first, then fast."""
     from fastxent.bench import compare as comparison
+
+    if suite:
+        shapes = [f"{rows}x{classes}" for rows, classes in comparison.SUITE_SHAPES]
+        dtypes, threads = comparison.SUITE_DTYPES, (1, None)
 
     try:
         sizes = [tuple(map(int, shape.split("x"))) for shape in shapes or ("16384x1000", "512x32000", "128x128256")]
@@ -142,7 +148,7 @@ def compare(shapes, dtype, json_file):
     except ValueError:
         raise click.UsageError("--shape takes ROWSxCLASSES, two whole numbers such as 512x32000") from None
     console, cells = Console(), []
-    for part in comparison.compare(sizes, dtype):
+    for part in comparison.compare(sizes, dtypes or ["float32"], threads or [None]):
         cells += (new := [asdict(cell) for cell in part])
         console.print(_comparison_table(new))
     if json_file:

@@ -39,10 +39,24 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
         return lambda: -fastxent.cross_entropy_grad(logits, targets)
 
     table = {"fastxent": candidates.LOSS_AND_GRADIENT["fastxent"], "sign": off_by_sign}
-    monkeypatch.setitem(compare.OPERATIONS, "loss and gradient", table)
-    loss, gradient = compare.compare([(100, 7)], rounds=1)
+    monkeypatch.setattr(compare, "OPERATIONS", {"loss": {}, "loss and gradient": table})
+    _, gradient = compare.compare([(100, 7)], rounds=1)
     assert [cell.note for cell in gradient] == ["", "wrong"]
-    assert loss[0].note == ""
+
+
+def test_every_dtype_and_number_of_threads_has_its_cell(monkeypatch):
+    table = {"fastxent": candidates.LOSS["fastxent"], "scipy": candidates.LOSS["scipy"]}
+    monkeypatch.setattr(compare, "OPERATIONS", {"loss": table, "loss and gradient": {}})
+    parts = list(compare.compare([(70, 30)], dtypes=("float64", "bfloat16"), threads=(1, None), rounds=1))
+    cells = [cell for part in parts for cell in part if cell.candidate == "fastxent"]
+    most = fastxent.get_num_threads()
+    assert [(cell.dtype, cell.threads) for cell in cells] == [
+        ("float64", 1), ("float64", most), ("bfloat16", 1), ("bfloat16", most),
+    ]  # fmt: skip
+    assert all(cell.worst_ulps < 4 and cell.gigabytes_per_second > 0 for cell in cells)
+    assert {cell.note for part in parts for cell in part if cell.candidate == "scipy"} >= {
+        "absent: scipy has no LogSoftmax of bfloat16"
+    }
 
 
 def test_command(tmp_path):
@@ -50,7 +64,7 @@ def test_command(tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "cells.json").read_text())
     assert {cell["candidate"] for cell in record["cells"]} >= {"fastxent", "numpy", "torch"}
-    assert record["machine"]["threads"] >= 1
+    assert record["machine"]["cores"] >= 1
     assert "fastxent" in report.markdown(record)
     assert run("compare", "--shape", "200").returncode == 2
 

@@ -1,12 +1,21 @@
 """Candidates: our backends and other libraries' cross entropy, each a setup that returns a zero-argument callable.
 
 A loss candidate returns per-row losses (N,); a gradient candidate the gradient (N, V) of their mean. A setup that needs
-what is not installed raises ImportError.
+what is not installed raises ImportError, one that cannot do what is asked UnsupportedError.
 """
 
+import shutil
+from collections.abc import Callable
+from functools import partial
+
+import ml_dtypes
 import numpy as np
 
 import fastxent
+
+
+class UnsupportedError(Exception):
+    """The candidate cannot take these logits, this number of threads, or this machine; the message says which."""
 
 
 def numpy_cross_entropy(logits, targets):
@@ -36,33 +45,60 @@ def _ours_with_grad(logits, targets):
     return lambda: fastxent.cross_entropy_with_grad(logits, targets, out=out)[1]
 
 
-def _torch(logits, targets):
+def _tensor(array):
     import torch
 
-    x, t = torch.from_numpy(logits), torch.from_numpy(targets)
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _array(tensor):
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _torch(logits, targets, compiled=False):
+    import torch
+
+    x, t = _tensor(logits), _tensor(targets)
+    function = _compiled(torch.nn.functional.cross_entropy, compiled)
 
     def run():
         with torch.no_grad():
-            return torch.nn.functional.cross_entropy(x, t, reduction="none").numpy()
+            return _array(function(x, t, reduction="none"))
 
     return run
 
 
-def _torch_with_grad(logits, targets):
+def _torch_with_grad(logits, targets, compiled=False):
     import torch
 
-    x, t = torch.from_numpy(logits.copy()).requires_grad_(True), torch.from_numpy(targets)
+    x, t = _tensor(logits.copy()).requires_grad_(True), _tensor(targets)
+    function = _compiled(torch.nn.functional.cross_entropy, compiled)
+    return lambda: _array(torch.autograd.grad(function(x, t), x)[0])
 
-    def run():
-        return torch.autograd.grad(torch.nn.functional.cross_entropy(x, t), x)[0].numpy()
 
-    return run
+def _compiled(function, wanted):
+    """``function`` through torch.compile, for these shapes alone."""
+    import torch
+
+    if not wanted:
+        return function
+    if not shutil.which("c++"):
+        raise UnsupportedError("torch.compile needs a C++ compiler: install g++ or clang")
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
 
 
 def _jax(logits, targets):
     import jax
     import optax
 
+    _refuse_fewer_threads("jax")
     x, t = jax.device_put(logits), jax.device_put(targets)
     compiled = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
     return lambda: np.asarray(compiled(x, t).block_until_ready())
@@ -72,6 +108,7 @@ def _jax_with_grad(logits, targets):
     import jax
     import optax
 
+    _refuse_fewer_threads("jax")
     x, t = jax.device_put(logits), jax.device_put(targets)
     compiled = jax.jit(jax.value_and_grad(lambda x, t: optax.softmax_cross_entropy_with_integer_labels(x, t).mean()))
     return lambda: np.asarray(jax.block_until_ready(compiled(x, t))[1])
@@ -80,6 +117,7 @@ def _jax_with_grad(logits, targets):
 def _scipy(logits, targets):
     import scipy.special
 
+    _refuse_half("scipy", logits)
     each = np.arange(len(logits))
     return lambda: -scipy.special.log_softmax(logits, axis=1)[each, targets]
 
@@ -87,6 +125,7 @@ def _scipy(logits, targets):
 def _scikit_learn(logits, targets):
     from sklearn._loss.loss import HalfMultinomialLoss
 
+    _refuse_half("scikit-learn", logits)
     loss, classes, threads = HalfMultinomialLoss(n_classes=logits.shape[1]), targets.astype(logits.dtype), _threads()
     return lambda: loss.loss(classes, logits, n_threads=threads)
 
@@ -94,6 +133,7 @@ def _scikit_learn(logits, targets):
 def _scikit_learn_with_grad(logits, targets):
     from sklearn._loss.loss import HalfMultinomialLoss
 
+    _refuse_half("scikit-learn", logits)
     loss, classes, threads = HalfMultinomialLoss(n_classes=logits.shape[1]), targets.astype(logits.dtype), _threads()
     return lambda: loss.loss_gradient(classes, logits, n_threads=threads)[1] / len(logits)
 
@@ -102,6 +142,7 @@ def _onnxruntime(logits, targets):
     import onnx
     import onnxruntime
 
+    _refuse_half("onnxruntime's CPU provider", logits)
     kind = {"float32": onnx.TensorProto.FLOAT, "float64": onnx.TensorProto.DOUBLE}[logits.dtype.name]
     helper = onnx.helper
     nodes = [
@@ -122,23 +163,36 @@ def _onnxruntime(logits, targets):
 
 
 def _threads():
+    return fastxent.get_num_threads()
+
+
+def _refuse_half(name, logits):
+    if logits.dtype.itemsize == 2:
+        raise UnsupportedError(f"{name} has no LogSoftmax of {logits.dtype}")
+
+
+def _refuse_fewer_threads(name):
     import numba
 
-    return numba.get_num_threads()
+    if _threads() != numba.config.NUMBA_NUM_THREADS:
+        raise UnsupportedError(f"{name} takes no number of threads once it runs")
 
 
-LOSS = {
+Setup = Callable[[np.ndarray, np.ndarray], Callable[[], np.ndarray]]
+LOSS: dict[str, Setup] = {
     "fastxent": _ours,
     "torch": _torch,
+    "torch.compile": partial(_torch, compiled=True),
     "jax.jit": _jax,
     "onnxruntime": _onnxruntime,
     "scipy": _scipy,
     "scikit-learn": _scikit_learn,
     "numpy": lambda logits, targets: lambda: numpy_cross_entropy(logits, targets),
 }
-LOSS_AND_GRADIENT = {
+LOSS_AND_GRADIENT: dict[str, Setup] = {
     "fastxent": _ours_with_grad,
     "torch": _torch_with_grad,
+    "torch.compile": partial(_torch_with_grad, compiled=True),
     "jax.jit": _jax_with_grad,
     "scikit-learn": _scikit_learn_with_grad,
     "numpy": lambda logits, targets: lambda: numpy_cross_entropy_with_grad(logits, targets)[1],

@@ -1,48 +1,68 @@
-"""Check, then time: every candidate against the reference first, and only a right one against the clock."""
+"""Check, then time: every candidate against exact arithmetic first, and only a right one against the clock."""
 
+import contextlib
 import platform
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 import fastxent
-from fastxent.bench import candidates, limits, timing
+from fastxent.bench import candidates, exact, limits, timing
 from fastxent.bench.cases import speed_case
 
 OPERATIONS = {"loss": candidates.LOSS, "loss and gradient": candidates.LOSS_AND_GRADIENT}
-_CHECKED = 64  # rows compared with the reference
-_TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+_CHECKED = 64  # rows compared with exact arithmetic
+# in units of a row's largest entry: what a peer may lose that computes, or rounds, in the dtype of the logits
+_TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 1e-2, "bfloat16": 4e-2}
+
+# the classes of digits, ImageNet, a small vocabulary, GPT-2's, Llama 3's, Gemma's; 2**24 logits each
+SUITE_SHAPES = tuple((max(1, 2**24 // classes), classes) for classes in (10, 1000, 32_000, 50_257, 128_256, 262_144))
+SUITE_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """One candidate on one problem; without a time its note says that it is wrong or absent.
 
-    ``worst_error`` is against float64 on the first rows, in units of the row's largest entry.
+    ``of_limit`` is the time of reading (for a gradient: copying) the logits over the candidate's; ``worst_error`` is
+    that of the first rows in units of a row's largest entry, ``worst_ulps`` that of any number in units of its last
+    place, in the dtype of the result.
     """
 
     operation: str
     shape: tuple[int, int]
     dtype: str
+    threads: int
     candidate: str
-    seconds: float | None
-    of_limit: float | None
-    worst_error: float | None
-    note: str
+    seconds: float | None = None
+    gigabytes_per_second: float | None = None
+    of_limit: float | None = None
+    worst_error: float | None = None
+    worst_ulps: float | None = None
+    note: str = ""
 
 
-def compare(shapes, dtype="float32", rounds=7):
+def compare(shapes, dtypes=("float32",), threads=(None,), rounds=7):
     """Compare every candidate over ``shapes`` of (rows, classes), yielding a list of `Cell` for each operation.
 
     The limit is reading the logits once for a loss, copying them for a loss with its gradient, timed in the same
-    interleaved rounds; ``of_limit`` is the limit's time over the candidate's.
+    interleaved rounds with the same threads; None stands for all.
     """
     for rows, classes in shapes:
-        logits, targets, _ = speed_case(rows, classes, dtype).build()
-        out = np.empty_like(logits)
-        yield _compare("loss", logits, targets, partial(limits.read, logits), rounds)
-        yield _compare("loss and gradient", logits, targets, partial(limits.copy, logits, out), rounds)
+        for dtype in dtypes:
+            logits, targets, _ = speed_case(rows, classes, dtype).build()
+            checked = min(rows, _CHECKED)
+            losses, gradient = exact.losses_and_gradient(logits[:checked], targets[:checked])
+            out = np.empty_like(logits)
+            for number in threads:
+                with _threads(number):
+                    yield _compare("loss", logits, targets, losses, partial(limits.read, logits), rounds)
+                    copy = partial(limits.copy, logits, out)
+                    yield _compare("loss and gradient", logits, targets, gradient / rows, copy, rounds)
 
 
 def machine():
@@ -52,56 +72,67 @@ def machine():
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as info:  # noqa: PTH123
-            model = next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
+            lines = dict(line.split(":", 1) for line in info if ":" in line)
+        names = {name.strip(): value.strip() for name, value in lines.items()}
+        model = f"{names['model name']} (family {names['cpu family']}, model {names['model']})"
+    except (OSError, KeyError):
         pass
     return {
         "processor": model,
-        "threads": numba.get_num_threads(),
+        "cores": numba.config.NUMBA_NUM_THREADS,
         "fastxent": fastxent.__version__,
         "numba": numba.__version__,
         "numpy": np.__version__,
     }
 
 
-def _compare(operation, logits, targets, limit, rounds):
-    table = OPERATIONS[operation]
-    ready, notes, errors = {"limit": limit}, {}, {}
-    want = _reference(operation, logits[:_CHECKED], targets[:_CHECKED], len(logits))
-    for name, setup in table.items():
+@contextlib.contextmanager
+def _threads(number):
+    """``number`` threads for Numba and, where it is loaded, torch; other candidates ask `get_num_threads`."""
+    before = fastxent.get_num_threads()
+    torch = sys.modules.get("torch")
+    fastxent.set_num_threads(number or before)
+    if torch:
+        torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        fastxent.set_num_threads(before)
+        if torch:
+            torch.set_num_threads(before)
+
+
+def _compare(operation, logits, targets, want, limit, rounds):
+    ready: dict[str, Callable] = {"limit": limit}
+    cells: dict[str, dict[str, Any]] = {}
+    for name, setup in OPERATIONS[operation].items():
         try:
             run = setup(logits, targets)
-            errors[name] = _worst(run()[:_CHECKED], want)
+            got = run()[: len(want)]
         except ImportError as missing:
-            notes[name] = f"absent: needs {missing.name}: pip install fastxent[peers]"
-            continue
-        if errors[name] <= _TOLERANCE[logits.dtype.name]:
-            ready[name] = run
+            cells[name] = {"note": f"absent: needs {missing.name}: pip install fastxent[peers]"}
+        except candidates.UnsupportedError as reason:
+            cells[name] = {"note": f"absent: {reason}"}
         else:
-            notes[name] = "wrong"
+            error = _worst(got, want)
+            cells[name] = {"worst_error": error, "worst_ulps": exact.worst_ulps(got, want)}
+            if error <= _TOLERANCE[logits.dtype.name]:
+                ready[name] = run
+            else:
+                cells[name]["note"] = "wrong"
     seconds = timing.interleaved(ready, rounds)
-    return [
-        Cell(
-            operation,
-            logits.shape,
-            logits.dtype.name,
-            name,
-            seconds.get(name),
-            seconds["limit"] / seconds[name] if name in seconds else None,
-            errors.get(name),
-            notes.get(name, ""),
-        )
-        for name in table
-    ]
-
-
-def _reference(operation, logits, targets, rows):
-    if operation == "loss":
-        return fastxent.cross_entropy(logits.astype(np.float64), targets, reduction="none", backend="reference")
-    return fastxent.cross_entropy_grad(logits.astype(np.float64), targets, denominator=rows, backend="reference")
+    moved = logits.nbytes * (1 if operation == "loss" else 2)
+    for name in ready.keys() - {"limit"}:
+        cells[name] |= {
+            "seconds": seconds[name],
+            "gigabytes_per_second": moved / seconds[name] / 1e9,
+            "of_limit": seconds["limit"] / seconds[name],
+        }
+    problem = (operation, logits.shape, logits.dtype.name, fastxent.get_num_threads())
+    return [Cell(*problem, name, **cell) for name, cell in cells.items()]
 
 
 def _worst(got, want):
     """The largest error of a row in units of its largest entry."""
-    got, want = np.atleast_2d(np.asarray(got, np.float64).T).T, np.atleast_2d(want.T).T
-    return float((np.abs(got - want).max(axis=1) / np.abs(want).max(axis=1)).max())
+    got, want = np.asarray(got, np.longdouble), np.atleast_2d(want.T).T
+    return float((np.abs(got.reshape(want.shape) - want).max(axis=1) / np.abs(want).max(axis=1)).max())
