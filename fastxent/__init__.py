@@ -1,8 +1,22 @@
 """Numerically stable log-softmax cross entropy and its gradients, at the speed of reading the logits once."""
 
-from fastxent import backends
-from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad
-from fastxent.softmax import log_softmax, logsumexp, softmax
+from fastxent import backends, information
+from fastxent.binary import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_grad,
+    binary_cross_entropy_with_logits_with_grad,
+)
+from fastxent.curvature import cross_entropy_hessian_diag, cross_entropy_hvp
+from fastxent.divergences import (
+    entropy_from_logits,
+    entropy_from_logits_grad,
+    js_divergence_from_logits,
+    js_divergence_from_logits_grad,
+    kl_divergence_from_logits,
+    kl_divergence_from_logits_grad,
+)
+from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, nll_loss, nll_loss_grad
+from fastxent.softmax import log_softmax, log_softmax_grad, logsumexp, logsumexp_grad, softmax, softmax_grad
 from fastxent.state import LseState
 from fastxent.threads import get_num_threads, set_num_threads
 
@@ -11,12 +25,29 @@ __version__ = "0.1.0"
 __all__ = [
     "LseState",
     "backends",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_grad",
+    "binary_cross_entropy_with_logits_with_grad",
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_hessian_diag",
+    "cross_entropy_hvp",
     "cross_entropy_with_grad",
+    "entropy_from_logits",
+    "entropy_from_logits_grad",
     "get_num_threads",
+    "information",
+    "js_divergence_from_logits",
+    "js_divergence_from_logits_grad",
+    "kl_divergence_from_logits",
+    "kl_divergence_from_logits_grad",
     "log_softmax",
+    "log_softmax_grad",
     "logsumexp",
+    "logsumexp_grad",
+    "nll_loss",
+    "nll_loss_grad",
     "set_num_threads",
     "softmax",
+    "softmax_grad",
 ]

@@ -5,13 +5,33 @@ import numpy as np
 _BLOCK = 1024
 
 
+class Total:
+    """The float64 sum of numbers that come in pieces: blocks of 1,024 in order, then their sums, wherever cut."""
+
+    def __init__(self):
+        self._sums, self._rest = [], np.empty(0)
+
+    def add(self, values):
+        """The next numbers."""
+        if len(self._rest):
+            values = np.concatenate([self._rest, values])
+        whole = len(values) // _BLOCK * _BLOCK
+        self._sums.append(values[:whole].reshape(-1, _BLOCK).sum(axis=1))
+        self._rest = values[whole:].copy()
+
+    def value(self):
+        """The sum of all."""
+        return np.concatenate(self._sums).sum() + self._rest.sum()
+
+
 def total(values):
     """The float64 sum of a vector in row order: blocks of 1,024, then their sums."""
     values = np.asarray(values, np.float64)
     if len(values) <= _BLOCK:
         return values.sum()
-    whole = len(values) // _BLOCK * _BLOCK
-    return values[:whole].reshape(-1, _BLOCK).sum(axis=1).sum() + values[whole:].sum()
+    summed = Total()
+    summed.add(values)
+    return summed.value()
 
 
 def divisor(row_weights, rows, reduction, denominator):

@@ -61,23 +61,32 @@ _EXP2_FLOAT64 = (
     4.4084973169412247e-10,
 )
 
+# tanh(y) = y + y z P(z) / Q(z) with z = y^2 up to |y| = 5/8, lowest power first: Cephes's tanhf and tanh
+_TANH_FLOAT32 = (-0.333332819422, 0.133314422036, -0.0537397155531, 0.0206390887954, -0.00570498872745), (1.0,)
+_TANH_FLOAT64 = (
+    (-1.61468768441708447952e3, -9.92877231001918586564e1, -9.64399179425052238628e-1),
+    (4.84406305325125486048e3, 2.23548839060100448583e3, 1.12811678491632931402e2, 1.0),
+)
 
-def _constants(real, integer, mantissa, coefficients, limit):
+
+def _constants(real, integer, mantissa, coefficients, tanh, limit):
     bias = np.finfo(real).maxexp - 1
     return SimpleNamespace(
+        type=real,
         shift=integer(mantissa),
         # adding 1.5 * 2**mantissa rounds to a whole number and leaves it in the low bits
         magic=real(1.5 * 2.0**mantissa + bias),
         bias=real(bias),
         zero=real(0),
         coefficients=tuple(real(c) for c in coefficients),
+        tanh=tuple(tuple(real(c) for c in polynomial) for polynomial in tanh),
         # from this exponent on the peak is subtracted first: exact there, and n stays far from the mantissa's end
         limit=real(limit),
     )
 
 
-FLOAT32 = _constants(np.float32, np.int32, 23, _EXP2_FLOAT32, 2.0**20)
-FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, 2.0**49)
+FLOAT32 = _constants(np.float32, np.int32, 23, _EXP2_FLOAT32, _TANH_FLOAT32, 2.0**20)
+FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, _TANH_FLOAT64, 2.0**49)
 
 
 @functools.lru_cache
@@ -134,7 +143,10 @@ def build_terms(ops, real):
     fma, at_least, bits, where = ops.fma, ops.at_least, ops.bits, ops.where
     rint, function = ops.rint, ops.function
     shift, magic_zero, bias, limit, zero = real.shift, real.magic, real.bias, real.limit, real.zero
-    c = real.coefficients
+    one, four, small = (real.type(number) for number in (1, 4, 0.625))
+    c, (over, under) = real.coefficients, real.tanh
+    unit = rate(real.type)
+    lowest = -bias / unit[0]
 
     @function
     def highest_terms_of_six(f):
@@ -179,7 +191,39 @@ def build_terms(ops, real):
         exponent = where(peak > -np.inf, rint((peak - base) * rate[0]), zero)
         return base, exponent, magic_zero - exponent, (exponent - bias) / rate[0]
 
-    return SimpleNamespace(exp_parts=exp_parts, reference=reference)
+    @function
+    def exp_of_minus(size):
+        """exp(-size) for size >= 0."""
+        power, scale = exp_parts(zero - size, unit, magic_zero, lowest)
+        return power * scale
+
+    @function
+    def highest_terms_of_five(z):
+        p = fma(z, over[4], over[3])
+        p = fma(p, z, over[2])
+        p = fma(p, z, over[1])
+        return fma(p, z, over[0])
+
+    @function
+    def ratio_of_three_and_four(z):
+        p = fma(z, over[2], over[1])
+        q = fma(z + under[2], z, under[1])
+        return fma(p, z, over[0]) / fma(q, z, under[0])
+
+    near_zero = highest_terms_of_five if len(over) == 5 else ratio_of_three_and_four
+
+    @function
+    def tanh_parts(y):
+        """``tanh(y), slope``: the slope is 4 q / (1 + q)^2 with q = exp(-2 |y|), where 1 - tanh^2 would lose digits."""
+        size = where(y < zero, zero - y, y)
+        q = exp_of_minus(size + size)
+        share = one / (one + q)
+        far = (one - q) * share
+        z = y * y
+        close = fma(y * z, near_zero(z), y)
+        return where(size < small, close, where(y < zero, zero - far, far)), four * (q * share) * share
+
+    return SimpleNamespace(exp_parts=exp_parts, reference=reference, exp_of_minus=exp_of_minus, tanh_parts=tanh_parts)
 
 
 def build_rows(ops):
@@ -290,6 +334,36 @@ def build_rows(ops):
         whole = others + own
         return top, whole, others / whole, own / whole
 
+    @function
+    def at_target(hit, smooth, extra, mass, share, miss, own):
+        """The target's gradient extra p + smooth (R p - share) - hit (1 - p), where R = mass + share, mass the others':
+        for p near 1 the bracket is mass - R (1 - p), so that a target which has all the mass keeps its digits.
+        """
+        spread = where(own > 0.5, mass - (mass + share) * miss, (mass + share) * own - share)
+        return extra * own + smooth * spread - hit * miss
+
+    @function
+    def lse(base, exponent, whole, target_logit, nll_of_target, rate):
+        """log sum exp of a row in nats: from its target, or where that has no share from `with_target`'s whole sum."""
+        log_of_whole = log1p(where(whole > 0.0, 2.0 * whole - 1.0, whole)) - LN2
+        from_whole = where(
+            whole > 0.0, base * rate[2] + LN2 * exponent + log_of_whole, where(whole == 0.0, -np.inf, whole)
+        )
+        return where(target_logit > -np.inf, target_logit * rate[2] + nll_of_target, from_whole)
+
+    @function
+    def binary_loss_and_slope(x, q, positive, negative):
+        """positive log(1 + exp(-x)) + negative log(1 + exp(x)) and its derivative, from q = exp(-|x|).
+
+        Where one of the two masses is 0, nothing is subtracted.
+        """
+        both, size = log1p(q), where(x < 0.0, 0.0 - x, x)
+        wrong = where(x < 0.0, positive, negative)
+        loss = (positive + negative) * both + where(wrong > 0.0, wrong * size, 0.0)
+        near = 1.0 / (1.0 + q)
+        far = q * near
+        return loss, where(x < 0.0, negative * far - positive * near, negative * near - positive * far)
+
     return SimpleNamespace(
         log1p=log1p,
         power_of_two=power_of_two,
@@ -301,10 +375,16 @@ def build_rows(ops):
         excess=excess,
         whole_gap=whole_gap,
         with_target=with_target,
+        at_target=at_target,
+        lse=lse,
+        binary_loss_and_slope=binary_loss_and_slope,
     )
 
 
-def loss(nll, gap, target_weight, smoothing, classes):
+NUMPY_ROWS = build_rows(NumpyOps)
+
+
+def index_loss(nll, gap, target_weight, smoothing, classes):
     """(1-e) w_t (lse - z_t) + (e/V) sum_k w_k (lse - z_k); ``gap`` is that sum, not looked at where e = 0."""
     if smoothing == 0.0:
         return target_weight * nll
@@ -315,6 +395,6 @@ def loss(nll, gap, target_weight, smoothing, classes):
     return (1.0 - smoothing) * target_weight * np.where(nothing, 0.0, nll) + spread
 
 
-def coefficients(g, target_weight, smoothing, classes):
-    """hit, smooth, extra of dz_k = p_k (hit + extra + smooth R) - smooth r_k - [k = t] hit; R is sum_k r_k."""
-    return g * (1.0 - smoothing) * target_weight, g * (smoothing / classes), np.zeros_like(g)
+def share_of(weight, probability, smoothing, classes):
+    """w_k ((1-e) q_k + e/V): what class k weighs in the loss of probabilities, sum_k share_k (lse - z_k)."""
+    return weight * ((1.0 - smoothing) * probability + smoothing / classes)

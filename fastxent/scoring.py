@@ -169,7 +169,7 @@ def _blocks(logits, targets, rows, classes, ignore_index, verbs, block_bytes):
 def _score_whole_rows(logits, targets, start, verbs, block_bytes):
     classes = logits.shape[-1]
     block = logits.block(start * classes, (start + len(targets)) * classes).reshape(len(targets), classes)
-    statistics = verbs.statistics(block, targets)
+    statistics = verbs.statistics(block, targets, wanted=("peak",))
     valid = targets != IGNORED
     target_logit = block[np.arange(len(block)), np.maximum(targets, 0)]
     greedy = valid & (target_logit > statistics.peak)

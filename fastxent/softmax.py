@@ -1,24 +1,45 @@
-"""logsumexp, log_softmax and softmax over the last axis."""
+"""logsumexp, log_softmax and softmax over any axes, with a mask and a scale, and their vector-Jacobian products."""
+
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends
+from fastxent import arguments, backends, probmath
+
+Axis = int | tuple[int, ...] | None
 
 
-def logsumexp(logits: ArrayLike, *, backend: str | None = None) -> np.floating | NDArray[np.floating]:
-    """log(sum(exp(logits))) over the last axis, in nats.
+def logsumexp(
+    logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    keepdims: bool = False,
+    scale: float = 1.0,
+    where: ArrayLike | None = None,
+    backend: str | None = None,
+) -> np.floating | NDArray[np.floating]:
+    """log(sum(exp(scale * logits))), in nats.
 
     Parameters
     ----------
-    logits : array_like of float16, bfloat16, float8, float32 or float64, shape (..., V)
+    logits : array_like of float16, bfloat16, float8, float32 or float64
+    axis : int, tuple of int, or None
+        The axes to sum over; None for all.
+    keepdims : bool
+        Whether the axes summed over stay, of length 1.
+    scale : float
+        Positive; no digit is lost to it.
+    where : array_like of bool, broadcast to the logits' shape, optional
+        False leaves a logit out, as if it were -inf.
     backend : str, optional
         As for `fastxent.cross_entropy`.
 
     Returns
     -------
-    ndarray of shape (...), or a NumPy scalar for one row; of the logits' dtype
-        -inf for a row of -inf, +inf for a row with +inf, as scipy.
+    ndarray, or a NumPy scalar; float64 for float64 logits, else float32
+        -inf where every logit is -inf or left out, +inf with +inf among them, as scipy.
 
     Raises
     ------
@@ -31,27 +52,35 @@ def logsumexp(logits: ArrayLike, *, backend: str | None = None) -> np.floating |
     >>> fastxent.logsumexp(np.zeros((2, 4)))
     array([1.38629436, 1.38629436])
     """
-    read = arguments.read_logits(logits)
-    lse = backends.choose(backend).logsumexp(arguments.as_rows(read))
-    return lse.astype(arguments.loss_dtype(read.dtype)).reshape(read.shape[:-1])[()]
+    rows = arguments.read_rows(logits, axis, where)
+    lse = backends.choose(backend).logsumexp(rows.logits, temperature=_temperature(scale))
+    return lse.astype(arguments.loss_dtype(rows.logits.dtype)).reshape(rows.reduced_shape(keepdims))[()]
 
 
-def log_softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str | None = None) -> NDArray:
-    """logits - logsumexp(logits) over the last axis: log-probabilities in nats, none above 0.
+def log_softmax(
+    logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    scale: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray | None = None,
+    backend: str | None = None,
+) -> NDArray:
+    """scale * logits - logsumexp(scale * logits): log-probabilities in nats, none above 0.
 
     The largest logit's comes from the sum of the others, so a confident row does not round to 0.
 
     Parameters
     ----------
-    logits : array_like of float16, bfloat16, float8, float32 or float64, shape (..., V)
+    logits, axis, scale, where, backend
+        As for `logsumexp`.
     out : ndarray, optional
-        Of the logits' shape, their dtype or float32 or float64, C-contiguous; ``logits`` itself works in place.
-    backend : str, optional
-        As for `fastxent.cross_entropy`.
+        Of the logits' shape, their dtype or float32 or float64; ``logits`` itself works in place.
 
     Returns
     -------
     ndarray of the logits' shape and dtype, float32 for float8
+        -inf where a logit is left out.
 
     Raises
     ------
@@ -64,25 +93,148 @@ def log_softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str |
     >>> fastxent.log_softmax(np.float32([20, 0]))
     array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    return _over_rows("log_softmax", logits, out, backend)
+    return _over_rows("log_softmax", logits, axis, scale, where, out, backend)
 
 
-def softmax(logits: ArrayLike, *, out: NDArray | None = None, backend: str | None = None) -> NDArray:
-    """exp(logits) / sum(exp(logits)) over the last axis: probabilities.
+def softmax(
+    logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    scale: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray | None = None,
+    backend: str | None = None,
+) -> NDArray:
+    """exp(scale * logits) / sum(exp(scale * logits)): probabilities.
 
-    Parameters, result and errors as for `log_softmax`; a row that is all -inf, or holds +inf or NaN, gives NaN.
+    Parameters, result and errors as for `log_softmax`; 0 where a logit is left out. Rows that are all -inf or left out,
+    or hold +inf or NaN, give NaN.
 
     Examples
     --------
     >>> import numpy as np, fastxent
     >>> fastxent.softmax(np.float32([0, 0, -np.inf]))
     array([0.5, 0.5, 0. ], dtype=float32)
+
+    Attention weights under a causal mask, softmax(Q K^T / sqrt(d)):
+
+    >>> fastxent.softmax(np.zeros((3, 3)), scale=0.125, where=np.tri(3, dtype=bool))
+    array([[1.        , 0.        , 0.        ],
+           [0.5       , 0.5       , 0.        ],
+           [0.33333333, 0.33333333, 0.33333333]])
     """
-    return _over_rows("softmax", logits, out, backend)
+    return _over_rows("softmax", logits, axis, scale, where, out, backend)
 
 
-def _over_rows(verb, logits, out, backend):
-    logits = arguments.read_logits(logits)
-    out = arguments.read_out(out, logits)
-    getattr(backends.choose(backend), verb)(arguments.as_rows(logits), arguments.as_rows(out))
-    return out
+def logsumexp_grad(
+    logits: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    axis: Axis = -1,
+    scale: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray | None = None,
+    backend: str | None = None,
+) -> NDArray:
+    """The gradient of `logsumexp`: scale * grad_output * softmax(scale * logits).
+
+    ``grad_output`` has the shape of the result with or without the axes summed over, or broadcasts to it.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> fastxent.logsumexp_grad(np.zeros((2, 4)), grad_output=[4, 8])
+    array([[1., 1., 1., 1.],
+           [2., 2., 2., 2.]])
+    """
+    rows, written = _read(logits, axis, where, out)
+    g = arguments.read_row_gradient(grad_output, rows)
+    for some, p in _probabilities(rows, scale, backend):
+        written.rows[some] = float(scale) * g[some, None] * p
+    return written.array
+
+
+def log_softmax_grad(
+    logits: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    axis: Axis = -1,
+    scale: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray | None = None,
+    backend: str | None = None,
+) -> NDArray:
+    """The vector-Jacobian product of `log_softmax`: scale * (g - softmax * sum(g)) with g = ``grad_output``, (..., V).
+
+    A logit left out has gradient 0, and its g counts for nothing.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> fastxent.log_softmax_grad(np.zeros(4), grad_output=[1, 0, 0, 0])
+    array([ 0.75, -0.25, -0.25, -0.25])
+    """
+    rows, written = _read(logits, axis, where, out)
+    upstream = rows.like(arguments.read_like("grad_output", grad_output, rows.array))
+    for some, p in _probabilities(rows, scale, backend):
+        g = rows.where_kept(some, upstream[some])
+        written.rows[some] = float(scale) * (g - p * g.sum(axis=1, keepdims=True))
+    return written.array
+
+
+def softmax_grad(
+    logits: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    axis: Axis = -1,
+    scale: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray | None = None,
+    backend: str | None = None,
+) -> NDArray:
+    """The vector-Jacobian product of `softmax`: scale * p * (g - sum(p * g)) with g = ``grad_output``, (..., V).
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> fastxent.softmax_grad(np.zeros(4), grad_output=[4, 0, 0, 0])
+    array([ 0.75, -0.25, -0.25, -0.25])
+    """
+    rows, written = _read(logits, axis, where, out)
+    upstream = rows.like(arguments.read_like("grad_output", grad_output, rows.array))
+    for some, p in _probabilities(rows, scale, backend):
+        g = rows.where_kept(some, upstream[some])
+        written.rows[some] = float(scale) * probmath.centred(p, g)
+    return written.array
+
+
+def _temperature(scale):
+    """1 / scale, exactly."""
+    return 1 / Fraction(arguments.read_positive("scale", scale))
+
+
+def _over_rows(verb, logits, axis, scale, where, out, backend):
+    temperature, (rows, written) = _temperature(scale), _read(logits, axis, where, out)
+    getattr(backends.choose(backend), verb)(rows.logits, written.rows, temperature=temperature)
+    return written.array
+
+
+class _Written(NamedTuple):
+    """What is returned, and its rows for the kernels to write."""
+
+    array: NDArray
+    rows: Any
+
+
+def _read(logits, axis, where, out):
+    rows = arguments.read_rows(logits, axis, where)
+    array = arguments.read_out(out, rows.array)
+    return rows, _Written(array, rows.like(array))
+
+
+def _probabilities(rows, scale, backend):
+    """``rows, p``: slices of rows and their probabilities in float64, some megabytes at a time."""
+    verbs, temperature = backends.choose(backend), _temperature(scale)
+    for some in rows.blocks():
+        block = rows.logits[some]
+        yield some, verbs.softmax(block, np.empty(block.shape), temperature=temperature)

@@ -5,6 +5,7 @@ because the target is never added to the sum of the others.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,8 @@ STRIP = 4096
 
 FIELDS = ("base", "exponent", "total", "low", "peak", "gap", "mass", "target_logit", "target_mass")
 
-_ROWS = rowmath.build_rows(rowmath.NumpyOps)
+_ROWS = rowmath.NUMPY_ROWS
+_NOTHING = np.empty(0)
 _RATE = rowmath.rate(np.float64)
 
 
@@ -89,23 +91,58 @@ class LseState:
         return np.where(seen, nll, 0.0)
 
 
+class Spread(NamedTuple):
+    """What class k of row i weighs in the part of a loss spread over classes: r_k = weight_k (keep q_ik + even).
+
+    weight (V,) float64, or (1,) where all classes weigh the same; probabilities q (N, V), None where keep is 0 and
+    even 1.
+    """
+
+    weight: np.ndarray
+    probabilities: np.ndarray | None
+    keep: float
+    even: float
+
+
+class Coefficients(NamedTuple):
+    """Of a row's gradient with respect to its logits in nats, z, each float64 (N,), or (1,) where all rows share it:
+
+    dz_k = p_k (hit + extra + smooth R + square lse) - smooth r_k - [k = t] hit, with the r of a `Spread`
+    and R their sum.
+    """
+
+    hit: np.ndarray
+    smooth: np.ndarray
+    extra: np.ndarray
+    square: np.ndarray
+
+    def of(self, rows):
+        """The coefficients of a slice of rows."""
+        return Coefficients(*(column if len(column) == 1 else column[rows] for column in self))
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of N whole rows, float64 (N,) each: nll = lse - target logit, the target's logit, the peak of the others.
+    """Of N whole rows, float64 (N,) each: nll = lse - z_t in nats, and what else was wanted, else of length 0.
 
-    gap is sum w (lse - z) over all classes, of length 0 unless class weights were given. An ignored row: nll and gap 0,
-    target_logit and peak NaN.
+    target_logit in its own units; peak, the largest logit of the other classes; lse in nats; gap = sum r (lse - z) over
+    all classes with the r of a `Spread`, there whenever one is given. An ignored row: nll and gap 0, the others NaN.
     """
 
     nll: np.ndarray
     target_logit: np.ndarray
     peak: np.ndarray
+    lse: np.ndarray
     gap: np.ndarray
 
     @classmethod
-    def allocate(cls, rows, with_gap):
-        """Arrays for ``rows`` rows, not filled."""
-        return cls(np.empty(rows), np.empty(rows), np.empty(rows), np.empty(rows if with_gap else 0))
+    def allocate(cls, rows, wanted):
+        """Arrays for ``rows`` rows, not filled; ``wanted`` names those beside nll."""
+        others = [np.empty(rows) if field in wanted else _NOTHING for field in cls.__slots__[1:]]
+        return cls(np.empty(rows), *others)
 
-    def __getitem__(self, rows):
-        return Statistics(self.nll[rows], self.target_logit[rows], self.peak[rows], self.gap[rows])
+    def of(self, rows):
+        """The statistics of a slice of rows, as views."""
+        if rows.stop - rows.start == len(self.nll):
+            return self
+        return Statistics(*(getattr(self, field)[rows] for field in self.__slots__))

@@ -44,42 +44,78 @@ def nll(row, target):
 
 
 class Exact:
-    """Losses and gradients of a case; every gradient entry beside the sum of the absolute values of its terms."""
+    """Losses and gradients of a case; every gradient entry beside the sum of the absolute values of its terms.
+
+    ``loss_budget`` and ``gradient_budget`` are what the promise allows, relative to the loss and to those terms.
+    """
 
     def __init__(self, case: Case):
         self.logits, self.targets, options = case.build()
         self.options = dict(options)
-        n, v = self.logits.shape
-        self.smoothing = REAL(options.get("label_smoothing", 0.0))
+        self._get = {"label_smoothing": 0.0, "z_loss": 0.0, "softcap": None, "temperature": 1.0} | options
+        (n, v), self.kind = self.logits.shape, case.targets
         self.weight = np.asarray(options.get("weight", np.ones(v)), REAL)
-        self.counted = self.targets != options.get("ignore_index", -100)
-        self.losses = np.zeros(n, REAL)
-        self.gradient = np.zeros((n, v), REAL)
-        self.terms = np.zeros((n, v), REAL)
-        row_weights = np.where(self.counted, self.weight[np.maximum(self.targets, 0)], 0)
-        self.divisor = self._divisor(row_weights)
+        self.sample_weight = np.asarray(options.get("sample_weight", np.ones(n)), REAL)
+        self.counted = self.sample_weight > 0
+        target_weight = np.ones(n, REAL)
+        if self.kind == "index":
+            self.counted &= self.targets != -100
+            target_weight = self.weight[np.maximum(self.targets, 0)]
+        self.divisor = REAL(1)
+        if options.get("reduction", "mean") == "mean":
+            whole = np.where(self.counted, target_weight * self.sample_weight, 0).sum()
+            self.divisor = REAL(options.get("denominator") or whole)
+        self.losses, self.lse = np.zeros(n, REAL), np.full(n, np.nan, REAL)
+        self.gradient, self.terms = np.zeros((2, n, v), REAL)
         for i in np.flatnonzero(self.counted):
-            self._row(i, row_weights[i])
+            self._row(i, target_weight[i])
+        self._set_budgets(computed(case.dtype))
 
-    def _divisor(self, row_weights):
-        if self.options.get("reduction", "mean") != "mean":
-            return REAL(1)
-        return REAL(self.options.get("denominator") or row_weights.sum())
+    def _set_budgets(self, dtype):
+        self.loss_budget, self.gradient_budget, self.loss_slack = LOSS[dtype], GRADIENT[dtype], np.zeros(())
+        if self._get["softcap"] is not None:
+            bend = self._get["softcap"] * 2.0 ** {"float32": -22, "float64": -51}[dtype] / self._get["temperature"]
+            self.gradient_budget += 2 * bend
+            mass = np.abs(self.terms).sum(axis=1)
+            self.loss_slack = bend * (mass if self.options.get("reduction") == "none" else mass.sum())
+
+    def _in_nats(self, i):
+        x, softcap, temperature = self.logits[i].astype(REAL), self._get["softcap"], REAL(self._get["temperature"])
+        if softcap is None:
+            return x / temperature, 1 / temperature
+        q = np.exp(-2 * np.abs(x / softcap))
+        return softcap * np.tanh(x / softcap) / temperature, 4 * q / (1 + q) ** 2 / temperature
+
+    def _shares(self, i, target_weight):
+        """What each class weighs in sum r (lse - z), and the hit of a class index."""
+        e, v = REAL(self._get["label_smoothing"]), self.logits.shape[1]
+        even = self.weight * e / v
+        if self.kind == "index":
+            return even, (1 - e) * target_weight
+        q = np.zeros(v, REAL)
+        if self.kind == "dense":
+            q[:] = self.targets[i]
+        else:
+            ids, probabilities = self.targets
+            used = ids[i] != -100
+            np.add.at(q, ids[i, used], probabilities[i, used])
+        return (1 - e) * self.weight * q + even, REAL(0)
 
     def _row(self, i, target_weight):
-        z, t, v = self.logits[i].astype(REAL), self.targets[i], self.logits.shape[1]
-        e, w = self.smoothing, self.weight
-        loss = nll(self.logits[i], t)
+        (z, slope), (r, hit) = self._in_nats(i), self._shares(i, target_weight)
+        largest = z.argmax()
+        t = self.targets[i] if self.kind == "index" else largest
+        excess, loss = nll(z, largest), nll(z, t)
+        self.lse[i] = lse = z[largest] + excess
         with np.errstate(invalid="ignore"):
-            gap = np.where(w > 0, w * (loss + (z[t] - z)), 0).sum()
-        self.losses[i] = (1 - e) * target_weight * loss + ((e / v) * gap if e else 0)
-        p, g = np.exp((z - z[t]) - loss), 1 / self.divisor
-        hit, smooth = g * (1 - e) * target_weight, g * e / v
-        extra = smooth * w.sum()
-        self.gradient[i] = p * (hit + extra) - smooth * w
-        self.gradient[i, t] = hit * np.expm1(-loss) + extra * p[t] - smooth * w[t]
-        self.terms[i] = p * (hit + extra) + smooth * w
-        self.terms[i, t] = hit * -np.expm1(-loss) + extra * p[t] + smooth * w[t]
+            gaps = np.where(r > 0, r * (excess + (z[largest] - z)), 0).sum()
+        lam, g = REAL(self._get["z_loss"]), self.sample_weight[i] / self.divisor
+        self.losses[i] = self.sample_weight[i] * ((hit * loss if hit else 0) + gaps + lam * lse**2)
+        p = np.exp((z - z[largest]) - excess)
+        gradient, terms = p * (hit + r.sum() + 2 * lam * lse) - r, p * (hit + r.sum() + 2 * lam * abs(lse)) + r
+        gradient[t] = p[t] * (r.sum() + 2 * lam * lse) - r[t] - hit * -np.expm1(-loss)
+        terms[t] = p[t] * (r.sum() + 2 * lam * abs(lse)) + r[t] + hit * -np.expm1(-loss)
+        self.gradient[i], self.terms[i] = g * gradient * slope, g * terms * slope
 
     @property
     def loss(self):

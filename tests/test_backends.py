@@ -10,6 +10,7 @@ from fastxent import backends
 
 VERBS = (
     "accumulate",
+    "binary",
     "log_softmax",
     "logsumexp",
     "softmax",

@@ -133,7 +133,13 @@ BAD = {
     "no classes": (lambda f: _replace(f, "logits.npy", np.zeros((300, 0))), "at least one class"),
     "scalar": (lambda f: _replace(f, "logits.npy", np.float64(1)), "at least one axis"),
     "shape": (lambda f: _replace(f, "targets.npy", np.zeros(299, int)), "(300,); got (299,)"),
-    "float targets": (lambda f: _replace(f, "targets.npy", np.zeros(300)), "integer class indices, not float64"),
+    "float targets": (
+        lambda f: _replace(f, "targets.npy", np.zeros(300)),
+        "integer class indices, or probabilities of the logits' shape; not float64",
+    ),
+        lambda f: _replace(f, "targets.npy", np.zeros(300)),
+        "integer class indices, or probabilities of the logits' shape; not float64",
+    ),
     "out of range": (_out_of_range, "2 of 300 do not, the first in row 17 with value 50"),
 }
 

@@ -16,8 +16,15 @@ TEXT = README.read_text("utf-8")
 RECIPES = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-def test_there_are_four_recipes_in_python():
-    assert [title for title, _ in RECIPES] == ["Score", "Gradient", "Stream a memory map", "Choose a backend"]
+def test_recipes_in_python():
+    assert [title for title, _ in RECIPES] == [
+        "Score",
+        "Gradient",
+        "Targets and options",
+        "Other losses",
+        "Stream a memory map",
+        "Choose a backend",
+    ]
 
 
 @pytest.mark.parametrize(("title", "code"), RECIPES, ids=[title for title, _ in RECIPES])
@@ -28,6 +35,8 @@ def test_recipe(title, code, tmp_path):
 
 def test_values_the_recipes_name():
     assert f"[0])  # {fastxent.cross_entropy(np.float32([[20, 0]]), [0])!s}, not 0" in TEXT
+    binary = fastxent.binary_cross_entropy_with_logits(np.float32([20, -20]), [1, 0])
+    assert f"[1, 0])  # {binary!s}, not 0" in TEXT
     assert f"fastxent.backends.available()  # {fastxent.backends.available()}" in TEXT
 
 

@@ -89,3 +89,105 @@ def test_strided_and_byte_swapped_rows(backend):
     for function in (fastxent.softmax, fastxent.log_softmax, fastxent.logsumexp):
         want = function(np.ascontiguousarray(logits[::-1]), backend=backend)
         np.testing.assert_array_equal(function(awkward, backend=backend), want)
+
+
+AXES = (0, -1, (0, 2), (2, -3), None)
+
+
+def cube():
+    rng = np.random.default_rng(2)
+    kept = rng.random((3, 7, 5)) < 0.8
+    kept[0], kept[..., 0] = True, True  # no row along any axis without a class
+    return 4 * rng.standard_normal((3, 7, 5)), kept, rng.standard_normal((3, 7, 5))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("axis", AXES)
+class TestAxes:
+    def test_scipys_answers(self, backend, axis):
+        logits, _, _ = cube()
+        for array in (logits, np.asfortranarray(logits)):
+            for keepdims in (False, True):
+                got = fastxent.logsumexp(array, axis=axis, keepdims=keepdims, backend=backend)
+                want = scipy.special.logsumexp(logits, axis=axis, keepdims=keepdims)
+                np.testing.assert_allclose(got, want, rtol=1e-14)
+                assert got.shape == want.shape
+            for name in ("softmax", "log_softmax"):
+                want = getattr(scipy.special, name)(logits, axis=axis)
+                got = getattr(fastxent, name)(array, axis=axis, backend=backend)
+                np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-15)
+
+    def test_mask_and_scale(self, backend, axis):
+        logits, kept, _ = cube()
+        options = {"axis": axis, "where": kept, "scale": 0.3, "backend": backend}
+        masked = np.where(kept, 0.3 * logits, -np.inf)
+        np.testing.assert_allclose(
+            fastxent.logsumexp(logits, **options), scipy.special.logsumexp(masked, axis=axis), rtol=1e-13
+        )
+        want = scipy.special.softmax(masked, axis=axis)
+        np.testing.assert_allclose(fastxent.softmax(logits, **options), want, rtol=1e-13)
+        log_p = fastxent.log_softmax(logits, **options)
+        assert np.isneginf(log_p[~kept]).all()
+
+    @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+    def test_vector_jacobian_products_are_slopes(self, backend, axis, name):
+        logits, kept, direction = cube()
+        options = {"axis": axis, "where": kept, "scale": 0.3, "backend": backend}
+        function, gradient = getattr(fastxent, name), getattr(fastxent, f"{name}_grad")
+
+        def value(h):
+            result = function(logits + h * direction, **options)
+            return np.where(np.isfinite(result), result, 0.0)
+
+        h = 1e-3
+        slope = (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h)
+        g = np.sin(np.arange(slope.size)).reshape(slope.shape)
+        got = np.sum(gradient(logits, grad_output=g, **options) * direction)
+        np.testing.assert_allclose(got, np.sum(g * slope), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_causal_attention_is_one_call(backend):
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((2, 2, 4, 9, 16), np.float32)
+    scores = q @ k.swapaxes(-1, -2)
+    got = fastxent.softmax(scores, scale=1 / 4, where=np.tri(9, dtype=bool), backend=backend)
+    want = scipy.special.softmax(np.where(np.tri(9, dtype=bool), scores.astype(float) / 4, -np.inf), axis=-1)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert not got[..., ~np.tri(9, dtype=bool)].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scale_costs_no_digit(backend):
+    logits = np.float32([[1e4, 1e4 - 30, 0]])
+    exactly = (logits.astype(np.longdouble) - 10_000) / 3
+    want = (exactly - np.log1p(np.exp(exactly[0, 1:]).sum())).astype(np.float32)
+    scale = float(np.float64(1) / 3)
+    np.testing.assert_allclose(fastxent.log_softmax(logits, scale=scale, backend=backend), want, rtol=5e-7)
+
+
+def test_masks_of_every_dtype():
+    for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        logits = np.array([[1, 2, 3]], dtype)
+        got = fastxent.softmax(logits, where=[True, False, True])
+        want = scipy.special.softmax([1.0, -np.inf, 3.0])
+        np.testing.assert_allclose(got.astype(float)[0], want, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "arguments"),
+    [
+        (ValueError, r"axis must lie in \[-2, 1\]", {"axis": (0, 2)}),
+        (ValueError, r"axis must name one axis or more, each once; got \(1, -1\)", {"axis": (1, -1)}),
+        (ValueError, r"axis must name one axis or more, each once; got \(\)", {"axis": ()}),
+        (TypeError, "axis must be an integer, not 0.5", {"axis": 0.5}),
+        (TypeError, "where must hold truth values, not int64", {"where": [1, 0]}),
+        (ValueError, r"where must broadcast to the logits' shape \(2, 3\); got \(2,\)", {"where": [True, False]}),
+        (ValueError, "scale must be positive and finite; got 0", {"scale": 0}),
+        (ValueError, "out must be writable|out must have", {"out": np.zeros(3)}),
+        (ValueError, "grad_output must broadcast to the logits' shape", {"grad_output": [1, 2]}),
+    ],
+)
+def test_errors(kind, message, arguments):
+    with pytest.raises(kind, match=message):
+        fastxent.softmax_grad(np.zeros((2, 3)), **arguments)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastxent import LseState, backends
 from fastxent.bench.cases import KINDS, Case
-from fastxent.state import ABSENT, FIELDS, IGNORED
+from fastxent.state import ABSENT, FIELDS, IGNORED, Spread
 
 BACKENDS = [backends.get(name) for name in backends.available()]
 
@@ -17,8 +17,8 @@ BACKENDS = [backends.get(name) for name in backends.available()]
 def shards(module, logits, targets, cuts, weight=None):
     edges = [0, *cuts, logits.shape[1]]
     for start, stop in itertools.pairwise(edges):
-        part = None if weight is None else weight[start:stop]
-        yield module.accumulate(np.ascontiguousarray(logits[:, start:stop]), targets, part, vocab_start=start)
+        spread = None if weight is None else Spread(weight[start:stop], None, 0.0, 1.0)
+        yield module.accumulate(np.ascontiguousarray(logits[:, start:stop]), targets, spread=spread, vocab_start=start)
 
 
 def merged(states):

@@ -20,6 +20,12 @@ for shape in ((2, 3), (3, 200), (3000, 100), (600, 1000), (1, 600_000)):
     fastxent.cross_entropy(np.asfortranarray(logits), targets.astype(np.uint8))
     fastxent.log_softmax(logits), fastxent.softmax(logits), fastxent.logsumexp(logits)
     cpu.accumulate(logits, targets)
+    soft, few = np.full(shape, 0.5, np.float32), (targets[:, None], np.ones((shape[0], 1)))
+    for kind in (targets, soft, few):
+        options = {"z_loss": 0.1, "softcap": 3.0, "temperature": 0.5, "sample_weight": np.ones(shape[0])}
+        fastxent.cross_entropy_with_grad(logits, kind, return_lse=True, **options)
+    if dtype.itemsize > 2:
+        fastxent.binary_cross_entropy_with_logits_with_grad(logits, soft)
 """
 
 

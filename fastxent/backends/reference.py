@@ -1,11 +1,11 @@
 """The reference backend: float64 NumPy, obvious on sight. It is the oracle of the tests and never chosen by itself.
 
-Rows of ``logits`` (N, V) with ``targets`` (N,) int64: a class index, IGNORED or ABSENT (`fastxent.state`).
+Rows of ``logits`` (N, V) with ``targets`` (N,) int64: a class index, IGNORED, ABSENT or LARGEST (`fastxent.state`).
 """
 
 import numpy as np
 
-from fastxent.state import IGNORED, LseState, Statistics
+from fastxent.state import IGNORED, LARGEST, LseState, Statistics
 
 
 def why_unavailable():
@@ -13,48 +13,66 @@ def why_unavailable():
     return None
 
 
-def statistics(logits, targets, weight=None):
-    """nll, the peak of the other classes and, with class weights (V,), the gap of whole rows."""
-    result = Statistics.allocate(len(logits), weight is not None)
-    for i, t in enumerate(targets):
-        if t == IGNORED:
-            result.nll[i], result.target_logit[i], result.peak[i] = 0.0, np.nan, np.nan
-            if weight is not None:
-                result.gap[i] = 0.0
-            continue
-        z = logits[i : i + 1][0].astype(np.float64)
-        result.nll[i], result.target_logit[i] = _nll(z, t), z[t]
-        result.peak[i] = np.delete(z, t).max(initial=-np.inf)
-        if weight is not None:
-            counted = weight > 0
-            result.gap[i] = (weight[counted] * _gaps(z, t)[counted]).sum()
-    return result
+def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, wanted=()):
+    """`fastxent.state.Statistics` of whole rows; with a `fastxent.state.Spread` the gap too.
 
-
-def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
-    """`statistics`, and to ``out`` (N, V) p_k (hit + extra + smooth W) - smooth w_k, less hit on the target.
-
-    ``coefficients`` (N, 3) holds hit, smooth and extra of each row; W is the sum of the weights w, 0 without them.
+    The logits in nats are softcap tanh(logits / softcap) / temperature, logits / temperature without a softcap.
     """
-    result = statistics(logits, targets, weight)
+    result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
+    found = {name: getattr(result, name) for name in ("target_logit", "peak", "lse", "gap")}
+    unit = temperature if softcap is None else temperature / softcap
     for i, t in enumerate(targets):
-        if t == IGNORED:
-            out[i] = 0.0
-            continue
-        hit, smooth, extra = coefficients[i]
-        z = logits[i : i + 1][0].astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            p = np.exp(z - z[t] - result.nll[i]) if np.isfinite(z[t]) else _softmax(z)
-        w = np.zeros(len(z)) if weight is None else weight
-        extra += smooth * w.sum()
-        gradient = p * (hit + extra) - smooth * w
-        gradient[t] = hit * np.expm1(-result.nll[i]) + extra * p[t] - smooth * w[t]
-        with np.errstate(over="ignore"):
-            out[i] = gradient
+        numbers = {"target_logit": np.nan, "peak": np.nan, "lse": np.nan, "gap": 0.0}
+        result.nll[i] = 0.0
+        if t != IGNORED:
+            z, _ = _in_nats(logits[i : i + 1][0], softcap, temperature)
+            t = z.argmax() if t == LARGEST else t
+            result.nll[i] = _nll(z, t)
+            others = np.delete(z, t).max(initial=-np.inf)
+            numbers = {
+                "target_logit": z[t] * unit,
+                "peak": others * unit,
+                "lse": _logsumexp(z) if z.max() < np.inf else np.nan,
+            }
+            if spread is not None:
+                share = _share(spread, i, len(z))
+                numbers["gap"] = (share[share > 0] * _gaps(z, t)[share > 0]).sum()
+        for name, array in found.items():
+            if array.size:
+                array[i] = numbers[name]
     return result
 
 
-def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
+def statistics_and_gradient(
+    logits, targets, coefficients, out, *, spread=None, softcap=None, temperature=1.0, wanted=()
+):
+    """`statistics`, and to ``out`` (N, V) what `fastxent.state.Coefficients` says, times the slope of the softcap."""
+    result = statistics(logits, targets, spread=spread, softcap=softcap, temperature=temperature, wanted=wanted)
+    columns = [np.broadcast_to(column, len(logits)) for column in coefficients]
+    for i, t in enumerate(targets):
+        if t == IGNORED:
+            out[i : i + 1] = np.zeros((1, out.shape[1]))
+            continue
+        hit, smooth, extra, square = (column[i] for column in columns)
+        z, slope = _in_nats(logits[i : i + 1][0], softcap, temperature)
+        t = z.argmax() if t == LARGEST else t
+        nll, share = _nll(z, t), _share(spread, i, len(z))
+        with np.errstate(invalid="ignore"):
+            p = np.exp(z - z[t] - nll) if np.isfinite(z[t]) else _softmax(z)
+        others = np.delete(share, t).sum()
+        extra += square * _logsumexp(z) if square else 0.0
+        gradient = p * (hit + extra + smooth * (others + share[t])) - smooth * share
+        gradient[t] = hit * np.expm1(-nll) + extra * p[t]
+        if p[t] > 0.5:
+            gradient[t] += smooth * (others + (others + share[t]) * np.expm1(-nll))
+        else:
+            gradient[t] += smooth * ((others + share[t]) * p[t] - share[t])
+        with np.errstate(over="ignore"):
+            out[i : i + 1] = gradient * slope
+    return result
+
+
+def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
     """The LseState of the classes from ``vocab_start`` on, merged to ``state``; targets count from class 0."""
     block = LseState.empty(len(logits))
     for i, t in enumerate(targets):
@@ -63,7 +81,7 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
         z = logits[i : i + 1][0].astype(np.float64)
         keep = np.arange(len(z)) != t - vocab_start
         others, peak = z[keep], z[keep].max(initial=-np.inf)
-        w = np.zeros(len(others)) if weight is None else np.asarray(weight, np.float64)[keep]
+        w = _share(spread, i, len(z))[keep]
         base = peak if np.isfinite(peak) else 0.0
         total = np.exp(others - base).sum() if peak < np.inf else np.nan
         gap = (w[w > 0] * (base - others[w > 0])).sum()
@@ -73,31 +91,59 @@ def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
     return block if state is None else state.merge(block)
 
 
-def logsumexp(logits):
-    """log sum exp of each row, float64 (N,)."""
-    return np.array([_logsumexp(z.astype(np.float64)) for z in _each(logits)])
+def logsumexp(logits, *, temperature=1.0):
+    """log sum exp of each row of logits / temperature in nats, float64 (N,)."""
+    return np.array([_logsumexp(z) for z in _each(logits, temperature)])
 
 
-def log_softmax(logits, out):
+def log_softmax(logits, out, *, temperature=1.0):
     """z - logsumexp(z) of each row, written to ``out`` (N, V); the largest logit's from the sum of the others."""
-    for z, row in zip(_each(logits), out, strict=True):
-        z = z.astype(np.float64)
+    for i, z in enumerate(_each(logits, temperature)):
         largest = z.argmax()
-        with np.errstate(invalid="ignore"):
-            row[:] = (z - z[largest]) - _nll(z, largest)
+        with np.errstate(invalid="ignore", over="ignore"):
+            out[i : i + 1] = (z - z[largest]) - _nll(z, largest)
     return out
 
 
-def softmax(logits, out):
+def softmax(logits, out, *, temperature=1.0):
     """exp(z) / sum exp(z) of each row, written to ``out`` (N, V)."""
-    for z, row in zip(_each(logits), out, strict=True):
-        z = z.astype(np.float64)
-        row[:] = _softmax(z)
+    for i, z in enumerate(_each(logits, temperature)):
+        out[i : i + 1] = _softmax(z)
     return out
 
 
-def _each(logits):
-    return (logits[i : i + 1][0] for i in range(len(logits)))
+def binary(logits, positive, negative, upstream, losses, gradient):
+    """positive log(1 + exp(-x)) + negative log(1 + exp(x)) of each logit x, to ``losses``; and its derivative by x,
+    times ``upstream``, to ``gradient`` unless that has length 0. All (n,) and contiguous, losses and upstream float64.
+    """
+    x, q = logits.astype(np.float64), np.exp(-np.abs(logits.astype(np.float64)))
+    size = np.where(np.where(x < 0, positive, negative) > 0, np.abs(x), 0.0)
+    with np.errstate(invalid="ignore"):
+        losses[:] = (positive + negative) * np.log1p(q) + np.where(x < 0, positive, negative) * size
+    if len(gradient):
+        near, far = 1 / (1 + q), q / (1 + q)
+        gradient[:] = upstream * (negative * np.where(x < 0, far, near) - positive * np.where(x < 0, near, far))
+
+
+def _each(logits, temperature):
+    return (_in_nats(logits[i : i + 1][0], None, temperature)[0] for i in range(len(logits)))
+
+
+def _in_nats(x, softcap, temperature):
+    """A row's logits in nats and, but for 1 / temperature, their derivative."""
+    x = x.astype(np.float64)
+    if softcap is None:
+        return x / float(temperature), 1.0
+    q = np.exp(-2 * np.abs(x / softcap))
+    return softcap * np.tanh(x / softcap) / temperature, 4 * q / (1 + q) ** 2
+
+
+def _share(spread, i, classes):
+    """weight_k (keep q_ik + even) of row ``i``; zeros where nothing is spread."""
+    if spread is None:
+        return np.zeros(classes)
+    weight = np.broadcast_to(spread.weight, classes)
+    return weight * (spread.keep * spread.probabilities[i : i + 1][0] + spread.even) if spread.keep else weight
 
 
 def _nll(z, t):

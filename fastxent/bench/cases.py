@@ -26,7 +26,8 @@ KINDS = {
 class Case:
     """Logits of ``rows`` x ``classes`` drawn as ``kind``, seeded by the case itself, and options of the loss.
 
-    ``ignored`` is the share of targets set to -100; ``weights`` asks for class weights, some of them 0.
+    ``targets`` is "index", "dense" (probabilities of all classes) or "sparse" (of three). ``ignored`` is the share of
+    index targets set to -100; ``weights`` asks for class weights and sample weights, some of them 0.
     """
 
     rows: int
@@ -36,11 +37,13 @@ class Case:
     ignored: float = 0.0
     weights: bool = False
     options: tuple[tuple[str, Any], ...] = ()
+    targets: str = "index"
 
     @property
     def name(self):
         """A readable identifier: shape, dtype, kind and what is switched on."""
         parts = [f"{self.rows}x{self.classes}", self.dtype, self.kind.replace(" ", "-")]
+        parts += [self.targets] * (self.targets != "index")
         parts += [f"ignored={self.ignored:g}"] * bool(self.ignored) + ["weights"] * self.weights
         return "-".join(parts + [f"{key}={value}" for key, value in self.options])
 
@@ -54,10 +57,24 @@ class Case:
             logits[each, targets] = logits.max(axis=1) + rng.uniform(5, 60, self.rows).astype(self.dtype)
         if self.kind == "masked":
             logits[each, targets] = 1.0
-        targets[rng.random(self.rows) < self.ignored] = -100
+        ignored = rng.random(self.rows) < self.ignored
+        if self.targets == "index":
+            targets[ignored] = -100
         options = dict(self.options)
         if self.weights:
             options["weight"] = np.where(rng.random(self.classes) < 0.1, 0.0, rng.random(self.classes) + 0.1)
+            options["sample_weight"] = np.where(rng.random(self.rows) < 0.2, 0.0, rng.random(self.rows) + 0.1)
+        if self.targets == "dense":
+            probabilities = np.where(rng.random(logits.shape) < 0.5, 0.0, rng.random(logits.shape) / self.classes)
+            probabilities[each, targets] += 0.5
+            probabilities[np.isneginf(logits)] = 0.0
+            return logits, probabilities.astype(self.dtype), options
+        if self.targets == "sparse":
+            ids = np.stack([targets, targets, rng.integers(0, self.classes, self.rows)], axis=1)
+            probabilities = rng.random(ids.shape)
+            probabilities[np.isneginf(logits[each[:, None], ids])] = 0.0
+            ids[0, 2] = -100
+            return logits, (ids, probabilities), options
         return logits, targets, options
 
 
@@ -100,6 +117,27 @@ AGREEMENT = (
             _options(label_smoothing=1.0),
             _options(denominator=3.5, label_smoothing=0.25),
         )
+    )
+    + tuple(
+        Case(7, width, kind, dtype, weights=weights, targets=targets, options=options)
+        for dtype in DTYPES
+        for targets in ("index", "dense", "sparse")
+        for width, kind, weights, options in (
+            (40, "confident", False, _options(reduction="none")),
+            (700, "masked", True, _options(z_loss=1e-3)),
+            (40, "typical", True, _options(label_smoothing=0.2, z_loss=0.01, softcap=5.0, temperature=0.8)),
+            (300, "wide", True, _options(softcap=30.0, reduction="none")),
+            (700, "confident", False, _options(temperature=0.3, label_smoothing=0.1)),
+            (40, "ties", True, _options(label_smoothing=1.0, temperature=3.0)),
+            (9001, "typical", True, _options(softcap=8.0, label_smoothing=0.1, z_loss=1e-4, reduction="sum")),
+            (9001, "confident", False, _options(reduction="none", z_loss=1e-4)),
+            (1, "typical", False, _options(label_smoothing=0.1, z_loss=0.1)),
+        )
+    )
+    + tuple(
+        Case(7, 700, "typical", dtype, targets=targets, options=_options(softcap=3.0, temperature=1.5, z_loss=1e-3))
+        for dtype in SMALL_DTYPES
+        for targets in ("index", "dense", "sparse")
     )
     + tuple(
         case

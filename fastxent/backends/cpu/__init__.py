@@ -12,10 +12,11 @@ import numba
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cpu import binary as binary_kernel
 from fastxent.backends.cpu import cache, kernels
 from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
-from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, LseState, Statistics
+from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, Coefficients, LseState, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
 _ROWS = 1 << 18  # and rows, for their scratch
@@ -26,7 +27,8 @@ _statistics = Twins(kernels.statistics)
 _statistics_and_gradient = Twins(kernels.statistics_and_gradient)
 _accumulate = Twins(kernels.accumulate)
 _log_softmax = Twins(kernels.log_softmax)
-KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax)
+_binary = Twins(binary_kernel.binary)
+KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax, _binary)
 
 
 def _read_only(block):
@@ -36,8 +38,9 @@ def _read_only(block):
     return view
 
 
-_NO_PROBABILITIES = _read_only(np.empty((0, 0)))
-_NOTHING_SPREAD = kernels.Shares(_read_only(np.empty(0)), _NO_PROBABILITIES, 0.0, 1.0)
+def _real(dtype):
+    """What logits of ``dtype`` are computed with."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
 def why_unavailable():
@@ -55,115 +58,156 @@ def describe():
     return {"threads": f"{threads}, layer {numba.threading_layer()}", "kernel cache": kept}
 
 
-def statistics(logits, targets, weight=None):
+def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, wanted=()):
     """See `fastxent.backends.reference.statistics`."""
-    result = Statistics.allocate(len(logits), weight is not None)
-    targets, scaling = _read_only(targets), _scaling(logits.dtype)
-    for rows, block in _blocks(logits):
-        shares, segments = _shares(weight), _segments(block, targets)
-        _statistics(block.size, block, targets[rows], shares, scaling, segments, _strips(block), _results(result[rows]))
+    result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
+    targets, scaling = _read_only(targets), _scaling(logits.dtype, softcap, temperature)
+    for rows, block, shares in _blocks(logits, spread):
+        _statistics(
+            block.size, block, targets[rows], shares, scaling, _segments(block, targets[rows]), _strips(block),
+            _results(result.of(rows)),
+        )  # fmt: skip
     return result
 
 
-def statistics_and_gradient(logits, targets, coefficients, out, weight=None):
+def statistics_and_gradient(
+    logits, targets, coefficients, out, *, spread=None, softcap=None, temperature=1.0, wanted=()
+):
     """See `fastxent.backends.reference.statistics_and_gradient`."""
-    result = Statistics.allocate(len(logits), weight is not None)
-    targets, scaling = _read_only(targets), _scaling(logits.dtype)
-    for rows, block in _blocks(logits):
-        with _written(out[rows], logits.dtype) as written:
+    result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
+    targets, scaling = _read_only(targets), _scaling(logits.dtype, softcap, temperature)
+    for rows, block, shares in _blocks(logits, spread):
+        with _written(out, rows, logits.dtype) as written:
             _statistics_and_gradient(
-                block.size, block, targets[rows], _shares(weight), coefficients[rows], scaling, written,
-                _segments(block, targets), _strips(block), _results(result[rows]),
+                block.size, block, targets[rows], shares, _coefficients(coefficients, rows), scaling, written,
+                _segments(block, targets[rows]), _strips(block), _results(result.of(rows)),
             )  # fmt: skip
     return result
 
 
-def accumulate(logits, targets, weight=None, vocab_start=0, state=None):
+def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
     """See `fastxent.backends.reference.accumulate`."""
     columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
     here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
     local = _read_only(np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT)))
-    for rows, block in _blocks(logits):
-        scaling, strips = _scaling(logits.dtype), _strips(block)
-        _accumulate(block.size, block, local[rows], _shares(weight), scaling, strips, columns[rows])
+    scaling = _scaling(logits.dtype, None, 1.0)
+    for rows, block, shares in _blocks(logits, spread):
+        _accumulate(block.size, block, local[rows], shares, scaling, _strips(block), columns[rows])
     return LseState(columns)
 
 
-def logsumexp(logits):
+def logsumexp(logits, *, temperature=1.0):
     """See `fastxent.backends.reference.logsumexp`."""
-    found = statistics(logits, np.full(len(logits), LARGEST))
-    with np.errstate(invalid="ignore"):
-        lse = found.target_logit + found.nll
+    wanted = "target_logit", "lse"
+    found = statistics(logits, np.full(len(logits), LARGEST), temperature=temperature, wanted=wanted)
     # a row that holds infinities: one that is NaN too stays NaN
     for i in np.flatnonzero(np.isinf(found.target_logit)):
-        lse[i] = logits[i : i + 1][0].astype(np.float64).max()
-    return lse
+        found.lse[i] = logits[i : i + 1][0].astype(np.float64).max()
+    return found.lse
 
 
-def log_softmax(logits, out):
+def log_softmax(logits, out, *, temperature=1.0):
     """See `fastxent.backends.reference.log_softmax`."""
-    scaling = _scaling(logits.dtype)
-    for rows, block in _blocks(logits):
-        with _written(out[rows], logits.dtype) as written:
-            _log_softmax(block.size, block, _shares(None), scaling, _strips(block), written)
+    scaling = _scaling(logits.dtype, None, temperature)
+    for rows, block, shares in _blocks(logits, None):
+        with _written(out, rows, logits.dtype) as written:
+            _log_softmax(block.size, block, shares, scaling, _strips(block), written)
     return out
 
 
-def softmax(logits, out):
+def softmax(logits, out, *, temperature=1.0):
     """See `fastxent.backends.reference.softmax`."""
-    coefficients = np.tile((0.0, 0.0, 1.0), (len(logits), 1))
-    statistics_and_gradient(logits, np.full(len(logits), LARGEST), coefficients, out)
+    nothing = np.zeros(1)
+    coefficients = Coefficients(hit=nothing, smooth=nothing, extra=np.ones(1), square=nothing)
+    statistics_and_gradient(logits, np.full(len(logits), LARGEST), coefficients, out, temperature=temperature)
     return out
 
 
-def _blocks(logits):
-    """``rows, block``: slices of rows and their logits as a contiguous native array."""
-    ready = isinstance(logits, np.ndarray) and logits.flags.aligned and logits.flags.c_contiguous
-    ready = ready and logits.dtype.isnative
+def binary(logits, positive, negative, upstream, losses, gradient):
+    """See `fastxent.backends.reference.binary`."""
+    read = map(_read_only, (logits, positive, negative, np.ascontiguousarray(upstream)))
+    _binary(len(logits), *read, losses, gradient)
+
+
+def _blocks(logits, spread):
+    """``rows, block, shares``: slices of rows, their logits as a contiguous native array, and their shares."""
+    real, probabilities = _real(logits.dtype), None if spread is None else spread.probabilities
+    ready = _ready(logits, logits.dtype) and (probabilities is None or _ready(probabilities, real))
     size = min(_ROWS, max(1, (_LAUNCH if ready else _GATHER) // logits.shape[1]))
+    shares = _shares(spread, real)
     for start in range(0, len(logits), size):
         rows = slice(start, min(len(logits), start + size))
         block = logits[rows] if ready else np.ascontiguousarray(logits[rows], logits.dtype.newbyteorder("="))
-        yield rows, _read_only(viewed(block))
+        if probabilities is not None:
+            shares = shares._replace(probabilities=_read_only(np.ascontiguousarray(probabilities[rows], real)))
+        yield rows, _read_only(viewed(block)), shares
+
+
+def _ready(array, dtype):
+    """Whether a kernel may read slices of ``array`` as they are."""
+    return (
+        isinstance(array, np.ndarray)
+        and array.flags.aligned
+        and array.flags.c_contiguous
+        and array.dtype == dtype
+        and array.dtype.isnative
+    )
 
 
 @contextlib.contextmanager
-def _written(out, logits_dtype):
-    """An array for a kernel to write that ends up in ``out``: itself where a kernel for its dtype exists."""
-    own = np.dtype(np.float64 if logits_dtype.itemsize == 8 else np.float32)
-    if out.dtype == own or (out.dtype == logits_dtype and out.dtype.itemsize == 2):
-        yield viewed(out)
+def _written(out, rows, logits_dtype):
+    """An array for a kernel to write that ends up in ``out[rows]``: itself where a kernel for its like exists."""
+    own = _real(logits_dtype)
+    if (
+        isinstance(out, np.ndarray)
+        and out.flags.c_contiguous
+        and out.flags.aligned
+        and (out.dtype == own or (out.dtype == logits_dtype and out.dtype.itemsize == 2))
+    ):
+        yield viewed(out[rows])
     else:
-        yield (written := np.empty(out.shape, own))
+        yield (written := np.empty((rows.stop - rows.start, out.shape[1]), own))
         with np.errstate(over="ignore"):
-            out[:] = written
+            out[rows] = written
 
 
-def _shares(weight):
-    if weight is None:
-        return _NOTHING_SPREAD
-    weight = np.ascontiguousarray(weight, np.float64)
-    return kernels.Shares(_read_only(weight), _NO_PROBABILITIES, 0.0, 1.0)
+def _shares(spread, real):
+    """Shares without probabilities."""
+    if spread is None:
+        return _no_shares(real)
+    weight = _read_only(np.ascontiguousarray(spread.weight, np.float64))
+    return _no_shares(real)._replace(weight=weight, keep=spread.keep, even=spread.even)
 
 
 @functools.cache
-def _scaling(dtype):
-    real = np.float64 if dtype.itemsize == 8 else np.float32
-    return kernels.Scaling(*rowmath.rate(real), *rowmath.rate(np.float64))
+def _no_shares(real):
+    return kernels.Shares(_read_only(np.empty(0)), _read_only(np.empty((0, 0), real)), 0.0, 1.0)
 
 
-def _results(statistics):
-    return kernels.Results(statistics.nll, statistics.target_logit, statistics.peak, statistics.gap)
+def _coefficients(coefficients, rows):
+    return kernels.Coefficients(*map(_read_only, coefficients.of(rows)))
+
+
+@functools.lru_cache
+def _scaling(dtype, softcap, temperature):
+    real = _real(dtype).type
+    cap = real(0.0 if softcap is None else 1.0 / softcap)
+    high, low, nats = rowmath.rate(real, softcap, temperature)
+    return kernels.Scaling(high, low, nats, cap, *rowmath.rate(np.float64, softcap, temperature))
+
+
+def _results(found):
+    return kernels.Results(found.nll, found.target_logit, found.peak, found.lse, found.gap)
 
 
 def _strips(block):
     """Scratch for the sums of each row's strips."""
-    return np.empty((len(block), -(-block.shape[1] // STRIP), 6))
+    return np.empty((len(block), -(-block.shape[1] // STRIP), 8))
 
 
 def _segments(block, targets):
     """How many runs of strips a row is cut into so that there is work for every thread; no bit depends on it."""
     threads = threads_for(block.size)
-    if threads == 1 or len(block) >= 4 * threads or targets[0] == LARGEST:
+    if threads == 1 or len(block) >= 4 * threads or (targets == LARGEST).any():
         return 1
     return min(-(-block.shape[1] // STRIP), -(-4 * threads // len(block)))

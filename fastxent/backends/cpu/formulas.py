@@ -11,10 +11,13 @@ from fastxent.backends.cpu.vector import Vector, at_least, bits, fma, rint, to_f
 
 # "numpy": division by zero gives inf; no fastmath anywhere: the kernels ask for each fused multiply-add by name.
 # Without _nrt=False every call that takes a row counts references to its array, with a call and spills in the loops:
-# 1.5 to 2.5 x the time. Nothing here owns an array.
-compiled = njit(error_model="numpy", nogil=True, _nrt=False)
+# 1.5 to 2.5 x the time. Nothing here owns an array. And nothing here is called from Python: the wrappers for that were
+# a third of the time it takes to compile.
+compiled = njit(error_model="numpy", nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # a call hands vectors over in memory: a block's work at most, 13 ns where 3 would do
-inlined = njit(error_model="numpy", nogil=True, _nrt=False, forceinline=True)
+inlined = njit(
+    error_model="numpy", nogil=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True
+)
 
 
 _OPS = SimpleNamespace(
@@ -27,7 +30,8 @@ _TERMS = {
 _ROWS = rowmath.build_rows(_OPS)
 add, add_gap, rebase = _ROWS.add, _ROWS.add_gap, _ROWS.rebase
 nll_of, excess, whole_gap, with_target = _ROWS.nll, _ROWS.excess, _ROWS.whole_gap, _ROWS.with_target
-power_of_two, exp_split = _ROWS.power_of_two, _ROWS.exp_split
+power_of_two, exp_split, lse_of, at_target = _ROWS.power_of_two, _ROWS.exp_split, _ROWS.lse, _ROWS.at_target
+binary_loss_and_slope = _ROWS.binary_loss_and_slope
 
 
 def exp_parts(x, rate, magic, floor):
@@ -37,6 +41,16 @@ def exp_parts(x, rate, magic, floor):
 
 def reference(peak, rate):
     """`fastxent.rowmath` for the kind of ``peak``."""
+    raise NotImplementedError
+
+
+def exp_of_minus(size):
+    """`fastxent.rowmath` for the kind of ``size``."""
+    raise NotImplementedError
+
+
+def tanh_parts(y):
+    """`fastxent.rowmath` for the kind of ``y``."""
     raise NotImplementedError
 
 
@@ -57,3 +71,15 @@ def _exp_parts_by_kind(x, rate, magic, floor):
 def _reference_by_kind(peak, rate):
     built = _terms_of(peak).reference
     return lambda peak, rate: built(peak, rate)
+
+
+@overload(exp_of_minus)
+def _exp_of_minus_by_kind(size):
+    built = _terms_of(size).exp_of_minus
+    return lambda size: built(size)
+
+
+@overload(tanh_parts)
+def _tanh_parts_by_kind(y):
+    built = _terms_of(y).tanh_parts
+    return lambda y: built(y)

@@ -12,10 +12,21 @@ from numba import prange
 
 from fastxent.backends.cpu.columns import FEW, gradient_of_sixteen, statistics_of_sixteen
 from fastxent.backends.cpu.formats import as_real, waiting_room
-from fastxent.backends.cpu.formulas import add_gap, compiled, excess, inlined, nll_of, whole_gap, with_target
+from fastxent.backends.cpu.formulas import (
+    add_gap,
+    at_target,
+    compiled,
+    excess,
+    inlined,
+    lse_of,
+    nll_of,
+    whole_gap,
+    with_target,
+)
 from fastxent.backends.cpu.memory import load_some, store_one, store_some
 from fastxent.backends.cpu.rows import (
     add_strips,
+    capped_one,
     factors_of_strips,
     load_one,
     peak_of,
@@ -29,12 +40,14 @@ from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP
 class Scaling(NamedTuple):
     """`fastxent.rowmath.rate` in the type the logits are computed with, and in float64 for what belongs to a row.
 
-    Flat, because a parallel loop takes no tuple within a tuple.
+    ``cap`` is 1 / softcap, 0 without: the logits are then tanh(cap x). Flat, because a parallel loop takes no tuple
+    within a tuple.
     """
 
     high: np.floating
     low: np.floating
     nats: np.floating
+    cap: np.floating
     row_high: np.float64
     row_low: np.float64
     row_nats: np.float64
@@ -43,7 +56,8 @@ class Scaling(NamedTuple):
 class Shares(NamedTuple):
     """What each class weighs in the part of the loss that is spread over classes: weight_k (keep q_k + even).
 
-    weight (V,) float64, of length 0 where nothing is spread; probabilities q (N, V), not looked at where keep is 0.
+    weight (V,) float64, or (1,) where all classes weigh the same, of length 0 where nothing is spread; probabilities q
+    (N, V), not looked at where keep is 0.
     """
 
     weight: np.ndarray
@@ -52,23 +66,38 @@ class Shares(NamedTuple):
     even: float
 
 
+class Coefficients(NamedTuple):
+    """`fastxent.state.Coefficients` as float64 (N,), or (1,) where all rows have the same.
+
+    ``square`` is looked at only where the results have room for lse.
+    """
+
+    hit: np.ndarray
+    smooth: np.ndarray
+    extra: np.ndarray
+    square: np.ndarray
+
+
 class Results(NamedTuple):
-    """`fastxent.state.Statistics` as the kernels take it: float64 (N,), gap of length 0 where nothing is spread."""
+    """`fastxent.state.Statistics` as the kernels take it: float64 (N,), of length 0 where it is not wanted."""
 
     nll: np.ndarray
     target_logit: np.ndarray
     peak: np.ndarray
+    lse: np.ndarray
     gap: np.ndarray
-
-
-@inlined
-def _rate(scaling):
-    return scaling.high, scaling.low, scaling.nats
 
 
 @inlined
 def _row_rate(scaling):
     return scaling.row_high, scaling.row_low, scaling.row_nats
+
+
+@inlined
+def _of_row(values, i):
+    if values.size == 1:
+        return values[0]
+    return values[i]
 
 
 @compiled
@@ -81,88 +110,109 @@ def _first_largest(row):
     return 0
 
 
-@compiled
+@inlined
 def _resolve(row, target):
     return _first_largest(row) if target == LARGEST else target
 
 
-@compiled
+@inlined
 def _ignore_row(i, results):
-    results.nll[i], results.target_logit[i], results.peak[i] = 0.0, np.nan, np.nan
+    results.nll[i] = 0.0
+    if results.target_logit.size > 0:
+        results.target_logit[i] = np.nan
+    if results.peak.size > 0:
+        results.peak[i] = np.nan
+    if results.lse.size > 0:
+        results.lse[i] = np.nan
     if results.gap.size > 0:
         results.gap[i] = 0.0
 
 
-@compiled
+@inlined
 def _share_of(shares, i, k):
-    share = shares.weight[k]
+    if shares.weight.size == 0:
+        return 0.0
+    share = shares.weight[k if shares.weight.size > 1 else 0]
     if shares.keep != 0.0:
         share *= shares.keep * np.float64(shares.probabilities[i, k]) + shares.even
     return share
 
 
-@compiled
+@inlined
 def _finish_row(sums, target_logit, share, rate, i, results):
-    """A row's statistics from its sums: nll = lse - z_t, and gap = sum of r (lse - z) over all classes."""
+    """What was asked for of a row from its sums, but for the lse; the row's nll."""
     base, exponent, total, _, top, gap, mass = sums
     nll = nll_of(base, exponent, total, target_logit, rate)
-    results.nll[i], results.target_logit[i], results.peak[i] = nll, target_logit, top
+    results.nll[i] = nll
+    if results.target_logit.size > 0:
+        results.target_logit[i] = target_logit
+    if results.peak.size > 0:
+        results.peak[i] = top
     if results.gap.size > 0:
-        over = excess(base, exponent, total, top, target_logit, nll, rate) if top > -np.inf else 0.0
-        results.gap[i] = whole_gap(gap, mass, over, share, nll, rate)
+        beyond = excess(base, exponent, total, top, target_logit, nll, rate) if top > -np.inf else 0.0
+        results.gap[i] = whole_gap(gap, mass, beyond, share, nll, rate)
+    return nll
 
 
-@compiled
+@inlined
 def _statistics_row(row, target, shares, scaling, strips, i, results):
     target = _resolve(row, target)
     if target == IGNORED:
         _ignore_row(i, results)
         return
-    sum_strips(row, target, shares, i, None, strips, np.int64(0), strips.shape[0], _rate(scaling))
+    sum_strips(row, target, shares, i, None, strips, np.int64(0), strips.shape[0], scaling)
     _finish_statistics(row, target, shares, scaling, strips, i, results)
 
 
-@compiled
+@inlined
 def _finish_statistics(row, target, shares, scaling, strips, i, results):
-    share = _share_of(shares, i, target) if shares.weight.size > 0 else 0.0
-    sums = add_strips(strips, _row_rate(scaling))
-    _finish_row(sums, load_one(row, target), share, _row_rate(scaling), i, results)
-
-
-@compiled
-def _prepare_gradient(target_logit, share, coefficients, rate, strips, i, results):
-    """Finish a row's statistics, leave each strip's factor in strips[:, 0]; returns the target's own gradient."""
-    hit, smooth, extra = coefficients[0], coefficients[1], coefficients[2]
+    rate = _row_rate(scaling)
     sums = add_strips(strips, rate)
-    _finish_row(sums, target_logit, share, rate, i, results)
-    base, exponent, total, mass = sums[0], sums[1], sums[2], sums[6]
-    extra += smooth * (mass + share)
-    top, whole, miss, own = with_target(base, exponent, total, target_logit, rate)
-    factors_of_strips(strips, base, top, (hit + extra) / whole, rate)
-    return extra * own - hit * miss - smooth * share
+    target_logit, _ = capped_one(row, target, scaling.cap)
+    nll = _finish_row(sums, target_logit, _share_of(shares, i, target), rate, i, results)
+    if results.lse.size > 0:
+        over, whole, _, _ = with_target(sums[0], sums[1], sums[2], target_logit, rate)
+        results.lse[i] = lse_of(sums[0], over, whole, target_logit, nll, rate)
 
 
-@compiled
+@inlined
+def _prepare_gradient(target_logit, share, coefficients, rate, strips, i, results):
+    """Finish a row's statistics, leave each strip's factor in strips[:, 0]; the target's own gradient."""
+    hit, smooth = _of_row(coefficients.hit, i), _of_row(coefficients.smooth, i)
+    extra, square = _of_row(coefficients.extra, i), _of_row(coefficients.square, i)
+    sums = add_strips(strips, rate)
+    nll = _finish_row(sums, target_logit, share, rate, i, results)
+    over, whole, miss, own = with_target(sums[0], sums[1], sums[2], target_logit, rate)
+    if results.lse.size > 0:
+        results.lse[i] = lse_of(sums[0], over, whole, target_logit, nll, rate)
+        extra += square * results.lse[i] if square != 0.0 else 0.0
+    mass = sums[6]
+    factors_of_strips(strips, sums[0], over, (hit + extra + smooth * (mass + share)) / whole, rate)
+    return at_target(hit, smooth, extra, mass, share, miss, own)
+
+
+@inlined
 def _gradient_row(row, target, shares, coefficients, scaling, out, strips, i, results):
     target = _resolve(row, target)
     if target == IGNORED:
         _write_nothing(out, np.int64(0), out.shape[0])
         _ignore_row(i, results)
         return
-    target_logit = load_one(row, target)
-    share = _share_of(shares, i, target) if shares.weight.size > 0 else 0.0
+    target_logit, slope = capped_one(row, target, scaling.cap)
     terms = waiting_room(row, out)
-    sum_strips(row, target, shares, i, terms, strips, np.int64(0), strips.shape[0], _rate(scaling))
+    sum_strips(row, target, shares, i, terms, strips, np.int64(0), strips.shape[0], scaling)
+    share = _share_of(shares, i, target)
     own = _prepare_gradient(target_logit, share, coefficients, _row_rate(scaling), strips, i, results)
-    _write_strips(row, terms, out, shares, i, strips, np.int64(0), strips.shape[0], _rate(scaling), coefficients[1])
-    store_one(out, target, own)
+    _write_strips(row, terms, out, shares, coefficients, i, strips, np.int64(0), strips.shape[0], scaling)
+    store_one(out, target, own * slope)
 
 
-@compiled
-def _write_strips(row, terms, out, shares, i, strips, first, last, rate, smooth):
+@inlined
+def _write_strips(row, terms, out, shares, coefficients, i, strips, first, last, scaling):
     for s in range(first, last):
         stop = min(row.shape[0], (s + 1) * STRIP)
-        write_strip(row, terms, out, shares, i, s * STRIP, stop, strips[s], rate, -smooth)
+        shift = -_of_row(coefficients.smooth, i)
+        write_strip(row, terms, out, shares, i, s * STRIP, stop, strips[s], scaling, shift)
 
 
 @compiled
@@ -172,48 +222,43 @@ def _write_nothing(out, start, stop):
 
 
 @compiled
-def _sum_segment(logits, targets, shares, rate, out, strips, segments, task):
+def _sum_segment(logits, targets, shares, scaling, out, strips, segments, task):
     i, part = task // segments, task % segments
     if targets[i] != IGNORED:
         first, last = strips.shape[1] * part // segments, strips.shape[1] * (part + 1) // segments
         if out is None:
-            sum_strips(logits[i], targets[i], shares, i, None, strips[i], first, last, rate)
+            sum_strips(logits[i], targets[i], shares, i, None, strips[i], first, last, scaling)
         else:
             terms = waiting_room(logits[i], out[i])
-            sum_strips(logits[i], targets[i], shares, i, terms, strips[i], first, last, rate)
+            sum_strips(logits[i], targets[i], shares, i, terms, strips[i], first, last, scaling)
 
 
 @compiled
-def _write_segment(logits, targets, shares, coefficients, rate, out, strips, segments, task):
+def _write_segment(logits, targets, shares, coefficients, scaling, out, strips, segments, task):
     i, part = task // segments, task % segments
     first, last = strips.shape[1] * part // segments, strips.shape[1] * (part + 1) // segments
     if targets[i] == IGNORED:
         _write_nothing(out[i], first * STRIP, min(out.shape[1], last * STRIP))
     else:
         terms = waiting_room(logits[i], out[i])
-        _write_strips(logits[i], terms, out[i], shares, i, strips[i], first, last, rate, coefficients[i, 1])
-
-
-@compiled
-def _by_sixteen(logits, shares):
-    return shares.weight.size == 0 and logits.shape[1] <= FEW
+        _write_strips(logits[i], terms, out[i], shares, coefficients, i, strips[i], first, last, scaling)
 
 
 def statistics(logits, targets, shares, scaling, segments, strips, results):
     """(N, V) logits read once -> `Results`.
 
-    strips (N, n, 6) is scratch. A row is cut into ``segments`` runs of strips, summed in parallel; 1 for many rows.
+    strips (N, n, 8) is scratch. A row is cut into ``segments`` runs of strips, summed in parallel; 1 for many rows.
     """
-    if _by_sixteen(logits, shares):
+    if logits.shape[1] <= FEW:
         for group in prange((logits.shape[0] + LANES - 1) // LANES):
-            statistics_of_sixteen(logits, targets, _rate(scaling), _row_rate(scaling), group, results)
+            statistics_of_sixteen(logits, targets, shares, scaling, group, results)
         return
     if segments == 1:
         for i in prange(logits.shape[0]):
             _statistics_row(logits[i], targets[i], shares, scaling, strips[i], i, results)
         return
     for task in prange(logits.shape[0] * segments):
-        _sum_segment(logits, targets, shares, _rate(scaling), None, strips, segments, task)
+        _sum_segment(logits, targets, shares, scaling, None, strips, segments, task)
     for i in range(logits.shape[0]):
         if targets[i] == IGNORED:
             _ignore_row(i, results)
@@ -222,38 +267,37 @@ def statistics(logits, targets, shares, scaling, segments, strips, results):
 
 
 def statistics_and_gradient(logits, targets, shares, coefficients, scaling, out, segments, strips, results):
-    """As `statistics`, and out (N, V) written: p_k (hit + extra + smooth R) - smooth r_k, on the target from 1 - p_t.
+    """As `statistics`, and out (N, V) written: what `fastxent.state.Coefficients` says, times the slope of a softcap.
 
     A row is read once from memory; its terms wait in ``out`` and are scaled while they are in the cache, unless it is
     cut into segments: then all are summed before any is scaled. Where ``out`` cannot hold them the logits are looked
-    at again. coefficients (N, 3): hit, smooth, extra; R is the sum of the shares r.
+    at again.
     """
-    if _by_sixteen(logits, shares):
+    if logits.shape[1] <= FEW:
         for group in prange((logits.shape[0] + LANES - 1) // LANES):
-            gradient_of_sixteen(logits, targets, coefficients, _rate(scaling), _row_rate(scaling), out, group, results)
+            gradient_of_sixteen(logits, targets, shares, coefficients, scaling, out, group, results)
         return
     if segments == 1:
         for i in prange(logits.shape[0]):
-            _gradient_row(logits[i], targets[i], shares, coefficients[i], scaling, out[i], strips[i], i, results)
+            _gradient_row(logits[i], targets[i], shares, coefficients, scaling, out[i], strips[i], i, results)
         return
     for i in range(logits.shape[0]):
-        if targets[i] != IGNORED:
-            results.target_logit[i] = load_one(logits[i], targets[i])  # kept: its place may be the first term's
+        if targets[i] != IGNORED:  # kept: the first term may take the target's place
+            strips[i, 0, 6], strips[i, 0, 7] = capped_one(logits[i], targets[i], scaling.cap)
     for task in prange(logits.shape[0] * segments):
-        _sum_segment(logits, targets, shares, _rate(scaling), out, strips, segments, task)
+        _sum_segment(logits, targets, shares, scaling, out, strips, segments, task)
     for i in range(logits.shape[0]):
         if targets[i] == IGNORED:
             _ignore_row(i, results)
         else:
-            own = _share_of(shares, i, targets[i]) if shares.weight.size > 0 else 0.0
-            strips[i, 0, 1] = _prepare_gradient(
-                results.target_logit[i], own, coefficients[i], _row_rate(scaling), strips[i], i, results
-            )
+            share = _share_of(shares, i, targets[i])
+            own = _prepare_gradient(strips[i, 0, 6], share, coefficients, _row_rate(scaling), strips[i], i, results)
+            strips[i, 0, 6] = own * strips[i, 0, 7]
     for task in prange(logits.shape[0] * segments):
-        _write_segment(logits, targets, shares, coefficients, _rate(scaling), out, strips, segments, task)
+        _write_segment(logits, targets, shares, coefficients, scaling, out, strips, segments, task)
     for i in range(logits.shape[0]):
         if targets[i] != IGNORED:
-            store_one(out[i], targets[i], strips[i, 0, 1])
+            store_one(out[i], targets[i], strips[i, 0, 6])
 
 
 def accumulate(logits, targets, shares, scaling, strips, columns):
@@ -266,7 +310,7 @@ def accumulate(logits, targets, shares, scaling, strips, columns):
 def _accumulate_row(row, target, shares, scaling, strips, i, state):
     if target == IGNORED:
         return
-    sum_strips(row, target, shares, i, None, strips, np.int64(0), strips.shape[0], _rate(scaling))
+    sum_strips(row, target, shares, i, None, strips, np.int64(0), strips.shape[0], scaling)
     sums = add_strips(strips, _row_rate(scaling), (state[0], state[1], state[2], state[3]))
     state[0], state[1], state[2], state[3], peak, gap, mass = sums
     state[4], state[5], state[6] = add_gap(state[4], state[5], state[6], peak, gap, mass)
@@ -287,7 +331,7 @@ def _shift_row(row, out, largest, rate, excess):
 @compiled
 def _log_softmax_row(row, shares, scaling, strips, i, out):
     largest = _first_largest(row)
-    sum_strips(row, largest, shares, i, None, strips, np.int64(0), strips.shape[0], _rate(scaling))
+    sum_strips(row, largest, shares, i, None, strips, np.int64(0), strips.shape[0], scaling)
     sums = add_strips(strips, _row_rate(scaling))
     excess = nll_of(sums[0], sums[1], sums[2], load_one(row, largest), _row_rate(scaling))
     _shift_row(row, out, largest, _row_rate(scaling), excess)

@@ -1,4 +1,4 @@
-"""Vectors to and from memory: whole, masked, a column of a matrix, and a hint of what comes next.
+"""Vectors to and from memory: whole, masked, sixteen rows at once, and a hint of what comes next.
 
 Lanes outside a row are read as a given fill and never written, so a ragged tail needs no padding. What is stored in a
 format that Numba does not know is decoded on the way in and encoded on the way out (`formats`).
@@ -6,6 +6,7 @@ format that Numba does not know is decoded on the way in and encoded on the way 
 
 from llvmlite import ir
 from numba import types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from fastxent.backends.cpu.formats import decode, encode, real
@@ -14,6 +15,8 @@ from fastxent.backends.cpu.vector import INT32, LANES, Vector, call, cast, splat
 
 def _address(context, builder, kind, args):
     """Where ``array[index]`` lies, ``args`` beginning with the two."""
+    if kind.layout != "C":
+        raise TypingError(f"vectors lie in C-contiguous arrays, not in {kind}")
     data = context.make_array(kind)(context, builder, args[0]).data
     pointer = builder.gep(data, [args[1]], inbounds=True)
     return builder.bitcast(pointer, context.get_value_type(Vector(kind.dtype)).as_pointer())
@@ -62,40 +65,137 @@ def load_some(typing, array, index, count, but, fill):
 
 
 @intrinsic
-def load_column(typing, matrix, row, column, last):
-    """Sixteen numbers of a column of a C-contiguous matrix from ``row`` on; rows after ``last`` repeat it."""
-    stored, vector = Vector(matrix.dtype), Vector(real(matrix.dtype))
+def some_lanes(typing, value, count, but):
+    """``value`` in the lanes below ``count`` except lane ``but``, 0 in the others."""
 
     def lower(context, builder, sig, args):
-        value = context.make_array(matrix)(context, builder, args[0])
-        width = builder.extract_value(value.shape, 1)
-        lanes = ir.Constant(context.get_value_type(stored), ir.Undefined)
-        for lane in range(LANES):
-            at = builder.add(args[1], args[1].type(lane))
-            at = builder.select(builder.icmp_signed("<", at, args[3]), at, args[3])
-            element = builder.load(builder.gep(value.data, [builder.add(builder.mul(at, width), args[2])]))
-            lanes = builder.insert_element(lanes, element, INT32(lane))
-        return decode(builder, lanes, matrix.dtype)
+        lanes = splat(builder, args[0])
+        return builder.select(_mask(builder, args[1], args[2]), lanes, ir.Constant(lanes.type, None))
 
-    return vector(matrix, types.intp, types.intp, types.intp), lower
+    return Vector(value)(value, types.int64, types.int64), lower
+
+
+def on_stack(size):
+    """A function of an array that gives ``size`` numbers on the stack, of the type kernels compute with for it."""
+
+    @intrinsic
+    def scratch(typing, like):
+        kind = types.Array(real(like.dtype), 1, "C")
+
+        def lower(context, builder, sig, args):
+            element, width = context.get_value_type(kind.dtype), kind.dtype.bitwidth // 8
+            with builder.goto_entry_block():
+                space = builder.alloca(ir.ArrayType(element, size))  # cgutils.alloca_once would fill it with zeros
+            space.align = 64
+            array, data = context.make_array(kind)(context, builder), builder.bitcast(space, element.as_pointer())
+            shape, strides = ([context.get_constant(types.intp, number)] for number in (size, width))
+            context.populate_array(array, data=data, shape=shape, strides=strides, itemsize=strides[0], meminfo=None)
+            return array._getvalue()
+
+        return kind(like), lower
+
+    return scratch
 
 
 @intrinsic
-def store_column(typing, matrix, row, column, last, value):
-    """Write a column of a C-contiguous matrix from ``row`` to ``last``."""
+def read_only(typing, array):
+    """The same array as one that cannot be written: the kind that logits are, for which functions are compiled."""
+    return array.copy(readonly=True)(array), lambda context, builder, sig, args: args[0]
+
+
+_QUARTERS = range(0, LANES, 4)
+# Steps of a transposition: how far the other vector of a pair is, and what becomes of lanes a (0 to 15) and b (16 to
+# 31) of the two. Numbers, then pairs of them, are interleaved within each quarter, then quarters are exchanged: the
+# shuffles that x86 has for two registers, without masks.
+_STEPS = {
+    1: [[lane for q in _QUARTERS for lane in (q + i, 16 + q + i, q + i + 1, 17 + q + i)] for i in (0, 2)],
+    2: [[lane for q in _QUARTERS for lane in (q + i, q + i + 1, 16 + q + i, 17 + q + i)] for i in (0, 2)],
+    4: [[lane for q in (i, i + 8) for start in (q, 16 + q) for lane in range(start, start + 4)] for i in (0, 4)],
+    8: [[lane for start in (i, 16 + i) for lane in range(start, start + 8)] for i in (0, 8)],
+}
+
+
+def _transposed(builder, vectors):
+    """Sixteen vectors, the rows of a matrix -> its columns."""
+    for distance, choices in _STEPS.items():
+        low, high = (ir.Constant(ir.VectorType(INT32, LANES), lanes) for lanes in choices)
+        done = list(vectors)
+        for i in range(LANES):
+            if not i & distance:
+                pair = vectors[i], vectors[i + distance]
+                done[i], done[i + distance] = builder.shuffle_vector(*pair, low), builder.shuffle_vector(*pair, high)
+        vectors = done
+    return [vectors[i & ~3 | (i & 1) << 1 | (i & 2) >> 1] for i in range(LANES)]
+
+
+def _rows_of_tile(context, builder, kind, args):
+    """For each of sixteen rows of a C-contiguous matrix, from the row and column in ``args`` on, whether it comes after
+    the last, and the address of its sixteen classes; rows after the last repeat it.
+    """
+    matrix = context.make_array(kind)(context, builder, args[0])
+    width = builder.extract_value(matrix.shape, 1)
+    for lane in range(LANES):
+        row = builder.add(args[1], args[1].type(lane))
+        inside = builder.icmp_signed("<=", row, args[3])
+        at = builder.add(builder.mul(builder.select(inside, row, args[3]), width), args[2])
+        pointer = builder.gep(matrix.data, [at], inbounds=True)
+        yield inside, builder.bitcast(pointer, context.get_value_type(Vector(kind.dtype)).as_pointer())
+
+
+def _classes_of_tile(context, builder, kind, args):
+    matrix = context.make_array(kind)(context, builder, args[0])
+    return _mask(builder, builder.sub(builder.extract_value(matrix.shape, 1), args[2]), None)
+
+
+def _addresses_in(context, builder, kind, array, index):
+    """Where sixteen vectors lie, one after another, from ``array[index]`` on."""
+    for lane in range(LANES):
+        yield _address(context, builder, kind, [array, builder.add(index, index.type(LANES * lane))])
+
+
+@intrinsic
+def load_tile(typing, matrix, row, column, last, tile):
+    """Sixteen rows by sixteen classes of a C-contiguous matrix, written to ``tile`` class by class, as many lanes each.
+
+    Class ``column`` goes to tile[16 column:]; rows after ``last`` repeat it, classes that do not exist are anything.
+    """
+    stored = Vector(matrix.dtype)
 
     def lower(context, builder, sig, args):
-        target = context.make_array(matrix)(context, builder, args[0])
-        width = builder.extract_value(target.shape, 1)
-        lanes = _encoded(builder, args[4], value, matrix)
-        for lane in range(LANES):
-            at = builder.add(args[1], args[1].type(lane))
-            with builder.if_then(builder.icmp_signed("<=", at, args[3])):
-                element = builder.extract_element(lanes, INT32(lane))
-                builder.store(element, builder.gep(target.data, [builder.add(builder.mul(at, width), args[2])]))
+        mask, rows = _classes_of_tile(context, builder, matrix, args), []
+        nothing = ir.Constant(context.get_value_type(stored), None)
+        for _, address in _rows_of_tile(context, builder, matrix, args):
+            arguments = [address, INT32(matrix.dtype.bitwidth // 8), mask, nothing]
+            value = call(builder, f"llvm.masked.load.{suffix(stored)}.p0", nothing.type, arguments)
+            rows.append(decode(builder, value, matrix.dtype))
+        index = builder.mul(args[2], args[2].type(LANES))
+        addresses = _addresses_in(context, builder, tile, args[4], index)
+        for column_of_rows, address in zip(_transposed(builder, rows), addresses, strict=True):
+            builder.store(column_of_rows, address).align = tile.dtype.bitwidth // 8
         return context.get_dummy_value()
 
-    return types.void(matrix, types.intp, types.intp, types.intp, value), lower
+    return types.void(matrix, types.intp, types.intp, types.intp, tile), lower
+
+
+@intrinsic
+def store_tile(typing, matrix, row, column, last, tile):
+    """The way back of `load_tile`; rows after ``last`` and classes that do not exist are not written."""
+
+    def lower(context, builder, sig, args):
+        mask, columns = _classes_of_tile(context, builder, matrix, args), []
+        index = builder.mul(args[2], args[2].type(LANES))
+        for address in _addresses_in(context, builder, tile, args[4], index):
+            columns.append(value := builder.load(address))
+            value.align = tile.dtype.bitwidth // 8
+        destinations = _rows_of_tile(context, builder, matrix, args)
+        for value, (inside, address) in zip(_transposed(builder, columns), destinations, strict=True):
+            lanes = _encoded(builder, value, Vector(tile.dtype), matrix)
+            with builder.if_then(inside):
+                arguments = [lanes, address, INT32(matrix.dtype.bitwidth // 8), mask]
+                call(builder, f"llvm.masked.store.{suffix(Vector(matrix.dtype))}.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(matrix, types.intp, types.intp, types.intp, tile), lower
 
 
 @intrinsic

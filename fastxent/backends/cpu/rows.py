@@ -28,8 +28,9 @@ from fastxent.backends.cpu.formulas import (
     power_of_two,
     rebase,
     reference,
+    tanh_parts,
 )
-from fastxent.backends.cpu.memory import load, load_some, prefetch, store, store_some
+from fastxent.backends.cpu.memory import load, load_some, on_stack, prefetch, read_only, some_lanes, store, store_some
 from fastxent.backends.cpu.vector import (
     LANES,
     first_lane,
@@ -47,6 +48,8 @@ from fastxent.state import STRIP
 BLOCK = 256
 FOUR = 4 * LANES
 PREFETCH = 4 * STRIP
+
+_strip_on_stack = on_stack(STRIP)
 
 
 @inlined
@@ -97,6 +100,16 @@ def peak_of(row, start, stop, but):
 def load_one(array, index):
     """``array[index]`` as a float64."""
     return np.float64(first_lane(load_some(array, index, 1, -1, 0.0)))
+
+
+@inlined
+def capped_one(row, index, cap):
+    """The logit ``index`` and its slope: row[index] and 1, or tanh(cap row[index]) and its derivative over cap."""
+    x = load_some(row, index, 1, -1, 0.0)
+    if cap == 0.0:
+        return np.float64(first_lane(x)), 1.0
+    capped, slope = tanh_parts(x * cap)
+    return np.float64(first_lane(capped)), np.float64(first_lane(slope))
 
 
 @inlined
@@ -153,7 +166,8 @@ def _sum_blocks(row, terms, start, stop, ahead, but, base, rate, magic, floor):
     total = lanes_of(0.0)
     next_peak = lanes_of(as_real(row, -np.inf))
     for j in range(start, stop, BLOCK):
-        _prefetch_block(row, j + PREFETCH)
+        if ahead >= stop:
+            _prefetch_block(row, j + PREFETCH)
         if terms is not None:
             _prefetch_block(terms, j + PREFETCH)
         total = total + to_float64(_sum_block(row, terms, j, stop, but, base, rate, magic, floor))
@@ -164,7 +178,9 @@ def _sum_blocks(row, terms, start, stop, ahead, but, base, rate, magic, floor):
 
 @compiled
 def _sum_strip(row, terms, start, stop, ahead, but, peak, rate):
-    """A strip's sum under the reference of its maximum ``peak``, and the maximum from ``stop`` to ``ahead``."""
+    """A strip's sum under the reference of its maximum ``peak``, and the maximum from ``stop`` to ``ahead``; without
+    ``ahead`` nothing beyond the strip is asked for.
+    """
     base, exponent, magic, floor = reference(peak, rate)
     if base == 0.0:
         # a subtraction an element is 12% of the time, and nearly no row needs it
@@ -192,44 +208,99 @@ def _add_strip(base, exponent, total, low, strip_base, strip_exponent, strip_tot
 @inlined
 def _share(shares, j, i, count, but):
     """weight_k (keep q_k + even) of classes ``j`` on in row ``i``; 0 from ``count`` on and in lane ``but``."""
-    share = load_some(shares.weight, j, count, but, 0.0)
+    if shares.weight.size == 1:
+        share = some_lanes(shares.weight[0], count, but)
+    else:
+        share = load_some(shares.weight, j, count, but, 0.0)
     if shares.keep != 0.0:
         q = to_float64(load_some(shares.probabilities[i], j, count, but, 0.0))
         share = share * fma(q, shares.keep, shares.even)
     return share
 
 
+@inlined
+def _is_even(shares):
+    """Whether every class has the same share, weight[0]."""
+    return shares.weight.size == 1 and shares.keep == 0.0
+
+
 @compiled
-def _gap_strip(row, shares, i, start, stop, but, peak):
-    """``gap, mass`` of a strip in float64: sum r (peak - row) and sum r without class ``but``."""
+def _even_gap_strip(row, origin, start, stop, but, anchor):
+    """sum of anchor - z over a strip without class ``but``, in float64: finite masks may overflow float32."""
+    widest_registers()
+    gap = lanes_of(0.0)
+    for j in range(start, stop, LANES):
+        if _whole(j, LANES, stop, but):
+            gap = gap + (anchor - to_float64(load(row, j - origin)))
+        else:
+            gap = gap + (anchor - to_float64(load_some(row, j - origin, stop - j, max(but - j, -1), anchor)))
+    return sum_lanes(gap)
+
+
+@compiled
+def _gap_strip(row, origin, shares, i, start, stop, but, peak):
+    """``gap, mass`` of a strip, class k of it row[k - origin], without ``but``: sum r (peak - z) and sum r, float64."""
     widest_registers()
     anchor = np.float64(peak) if peak > -np.inf else 0.0
+    if _is_even(shares):
+        count = stop - start - (1 if start <= but < stop else 0)
+        gap = _even_gap_strip(row, origin, start, stop, but, anchor)
+        return shares.weight[0] * gap, shares.weight[0] * count
     gap, mass = lanes_of(0.0), lanes_of(0.0)
     for j in range(start, stop, LANES):
         count, left_out = stop - j, max(but - j, -1)
         share = _share(shares, j, i, count, left_out)
-        gap = gap + weighted(share, anchor - to_float64(load_some(row, j, count, left_out, 0.0)))
+        gap = gap + weighted(share, anchor - to_float64(load_some(row, j - origin, count, left_out, 0.0)))
         mass = mass + share
     return sum_lanes(gap), sum_lanes(mass)
 
 
 @compiled
-def sum_strips(row, but, shares, i, terms, strips, first, last, rate):
-    """Sum strips ``first`` to ``last`` of row ``i`` without class ``but``, each into its place in ``strips`` (n, 6):
+def sum_strips(row, but, shares, i, terms, strips, first, last, scaling):
+    """Sum strips ``first`` to ``last`` of row ``i`` without class ``but``, each into its place in ``strips`` (n, 8):
     base, exponent (-inf for an empty sum), total, peak, and with ``shares`` the gap and mass of theirs.
 
     With ``terms``, exp(row - base) 2**-exponent is left there, under each strip's own reference.
     """
     classes = row.shape[0]
-    peak = peak_of(row, first * STRIP, min(classes, (first + 1) * STRIP), but)
+    peak = as_real(row, -np.inf)
+    if scaling.cap == 0.0:
+        peak = peak_of(row, first * STRIP, min(classes, (first + 1) * STRIP), but)
     for s in range(first, last):
         start, stop = s * STRIP, min(classes, (s + 1) * STRIP)
-        strips[s, 3], strips[s, 4], strips[s, 5] = np.float64(peak), 0.0, 0.0
-        if shares.weight.size > 0:
-            strips[s, 4], strips[s, 5] = _gap_strip(row, shares, i, start, stop, but, peak)
-        ahead = min(classes, stop + STRIP) if s + 1 < last else stop
-        base, exponent, total, peak = _sum_strip(row, terms, start, stop, ahead, but, peak, rate)
-        strips[s, 0], strips[s, 1], strips[s, 2] = base, exponent if total != 0.0 else -np.inf, total
+        if scaling.cap == 0.0:
+            ahead = min(classes, stop + STRIP) if s + 1 < last else stop
+            peak = _fill_strip(row, np.int64(0), shares, i, terms, strips[s], start, stop, ahead, but, peak, scaling)
+        else:
+            _sum_capped_strip(row, shares, i, strips[s], start, stop, but, scaling)
+
+
+@inlined
+def _fill_strip(row, origin, shares, i, terms, strip, start, stop, ahead, but, peak, scaling):
+    """What `sum_strips` leaves of one strip, whose class k is row[k - origin]; the maximum up to ``ahead``."""
+    strip[3], strip[4], strip[5] = np.float64(peak), 0.0, 0.0
+    if shares.weight.size > 0:
+        strip[4], strip[5] = _gap_strip(row, origin, shares, i, start, stop, but, peak)
+    rate = scaling.high, scaling.low, scaling.nats
+    base, exponent, total, next_peak = _sum_strip(
+        row, terms, start - origin, stop - origin, ahead - origin, but - origin, peak, rate
+    )
+    strip[0], strip[1], strip[2] = base, exponent if total != 0.0 else -np.inf, total
+    return next_peak
+
+
+@compiled
+def _sum_capped_strip(row, shares, i, strip, start, stop, but, scaling):
+    """A strip of the logits tanh(cap row): they are made in scratch that stays in the first-level cache."""
+    widest_registers()
+    capped = _strip_on_stack(row)
+    for j in range(start, stop, LANES):
+        if j % BLOCK == 0:
+            _prefetch_block(row, j + PREFETCH)
+        store(capped, j - start, tanh_parts(load_some(row, j, stop - j, -1, 0.0) * scaling.cap)[0])
+    logits = read_only(capped)
+    peak = peak_of(logits, np.int64(0), stop - start, but - start)
+    _fill_strip(logits, start, shares, i, None, strip, start, stop, start, but, peak, scaling)
 
 
 @compiled
@@ -283,18 +354,40 @@ def _write_terms(source, out, shares, i, start, stop, base, rate, magic, floor, 
             store_some(out, j, count, fma(_term(source, j, count, base, rate, magic, floor), factor, shift))
 
 
-@compiled
-def write_strip(row, terms, out, shares, i, start, stop, strip, rate, shift):
-    """The gradient of a strip: its terms, waiting in ``terms`` or taken again from the logits, times strip[0]."""
-    factor, shift_real = as_real(row, strip[0]), as_real(row, shift)
-    if terms is not None:
+@inlined
+def _write_capped(row, out, shares, i, start, stop, base, rate, magic, floor, factor, shift, cap):
+    """As `_write_terms` from the logits, each entry times its slope."""
+    widest_registers()
+    for j in range(start, stop, LANES):
+        if j % BLOCK == 0:
+            _prefetch_block(row, j + PREFETCH)
+            _prefetch_block(out, j + PREFETCH)
+        count = stop - j
+        capped, slope = tanh_parts(load_some(row, j, count, -1, 0.0) * cap)
+        power, scale = exp_parts(capped - base, rate, magic, floor)
         if shares.weight.size > 0:
+            spread = fma(_share(shares, j, i, count, -1), shift, to_float64(power * scale) * factor)
+            store_some(out, j, count, as_real(row, spread * to_float64(slope)))
+        else:
+            store_some(out, j, count, power * scale * as_real(row, factor) * slope)
+
+
+@compiled
+def write_strip(row, terms, out, shares, i, start, stop, strip, scaling, shift):
+    """The gradient of a strip: its terms, waiting in ``terms`` or taken again from the logits, times strip[0]."""
+    rate = scaling.high, scaling.low, scaling.nats
+    factor = as_real(row, strip[0])
+    shift_real = as_real(row, shift * shares.weight[0] if shares.weight.size > 0 else 0.0)
+    base, _, magic, floor = reference(as_real(row, strip[3]), rate)
+    if scaling.cap != 0.0:
+        cap = scaling.cap
+        _write_capped(row, out, shares, i, start, stop, base, rate, magic, floor, strip[0], shift, cap)
+    elif terms is not None:
+        if shares.weight.size > 0 and not _is_even(shares):
             _write_terms(terms, out, shares, i, start, stop, None, None, None, None, strip[0], shift)
         else:
             _write_terms(terms, out, None, i, start, stop, None, None, None, None, factor, shift_real)
+    elif shares.weight.size > 0 and not _is_even(shares):
+        _write_terms(row, out, shares, i, start, stop, base, rate, magic, floor, strip[0], shift)
     else:
-        base, _, magic, floor = reference(as_real(row, strip[3]), rate)
-        if shares.weight.size > 0:
-            _write_terms(row, out, shares, i, start, stop, base, rate, magic, floor, strip[0], shift)
-        else:
-            _write_terms(row, out, None, i, start, stop, base, rate, magic, floor, factor, shift_real)
+        _write_terms(row, out, None, i, start, stop, base, rate, magic, floor, factor, shift_real)

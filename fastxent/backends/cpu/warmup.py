@@ -11,6 +11,7 @@ from fastxent.backends import cpu
 from fastxent.backends.cpu import cache
 from fastxent.backends.cpu.formats import STAND_INS
 from fastxent.backends.cpu.twins import PARALLEL_FROM
+from fastxent.state import Coefficients
 
 # a problem for the serial twins and one for the parallel ones
 _SHAPES = ((1, 1), (-(-PARALLEL_FROM // 256), 256))
@@ -22,9 +23,12 @@ def compile_for(dtype):
     own = arguments.loss_dtype(dtype)
     for shape in _SHAPES:
         logits, targets = np.zeros(shape).astype(dtype), np.zeros(shape[0], np.int64)
-        coefficients = np.zeros((shape[0], 3))
+        coefficients = Coefficients(*(np.zeros(1) for _ in Coefficients._fields))
         cpu.statistics(logits, targets)
         cpu.accumulate(logits, targets)
+        if dtype == own:  # smaller formats come as float32
+            flat, wide = logits.reshape(-1), np.zeros(logits.size)
+            cpu.binary(flat, flat, flat, wide, wide, flat.copy())
         for written in {own, dtype}:
             cpu.statistics_and_gradient(logits, targets, coefficients, np.empty(shape, written))
             cpu.log_softmax(logits, np.empty(shape, written))

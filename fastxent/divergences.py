@@ -1,0 +1,198 @@
+"""Entropy of a distribution given by logits, and divergences of two: over classes of the last or another axis.
+
+Each row is taken in float64, some megabytes of rows at a time, through the log-softmax kernel, so that confident rows
+keep their digits. For probabilities see `fastxent.information`.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastxent import arguments, backends, probmath
+
+
+def entropy_from_logits(
+    logits: ArrayLike, *, axis: int = -1, backend: str | None = None
+) -> np.floating | NDArray[np.floating]:
+    r"""The entropy of softmax(logits) in nats, :math:`-\sum_k p_k \log p_k`.
+
+    Parameters
+    ----------
+    logits : array_like of float16, bfloat16, float8, float32 or float64, shape (..., V)
+    axis : int
+        Where the classes are.
+    backend : str, optional
+        As for `fastxent.cross_entropy`.
+
+    Returns
+    -------
+    ndarray of shape (...), or a NumPy scalar; float64 for float64 logits, else float32
+        NaN for a row that is all -inf or holds +inf or NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `fastxent.cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> fastxent.entropy_from_logits(np.float32([0, 0]))
+    np.float32(0.6931472)
+    """
+    rows = arguments.read_rows(logits, axis)
+    return _reduced([rows], backend, lambda p, log_p: probmath.entropy(p, log_p))
+
+
+def entropy_from_logits_grad(
+    logits: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    axis: int = -1,
+    out: NDArray | None = None,
+    backend: str | None = None,
+) -> NDArray:
+    """The gradient of `entropy_from_logits`: -p (log p + H), times ``grad_output``.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> fastxent.entropy_from_logits_grad(np.log([0.2, 0.8])).round(4)
+    array([ 0.2218, -0.2218])
+    """
+    rows = arguments.read_rows(logits, axis)
+    (gradient,) = _written([rows], grad_output, [out], backend, lambda p, log_p: [probmath.entropy_gradient(p, log_p)])
+    return gradient
+
+
+def kl_divergence_from_logits(
+    logits_p: ArrayLike, logits_q: ArrayLike, *, axis: int = -1, backend: str | None = None
+) -> np.floating | NDArray[np.floating]:
+    r"""The Kullback-Leibler divergence of softmax(logits_q) from softmax(logits_p) in nats, never negative.
+
+    .. math:: \mathrm{KL}(p \| q) = \sum_k p_k \log (p_k / q_k)
+
+    Parameters
+    ----------
+    logits_p, logits_q : array_like, of one shape (..., V)
+        Of the dtypes of `fastxent.cross_entropy`, not necessarily the same: a model and its quantised copy.
+    axis, backend
+        As for `entropy_from_logits`.
+
+    Returns
+    -------
+    ndarray of shape (...), or a NumPy scalar; float64 if either is float64, else float32
+        inf where q rules out a class that p does not.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `fastxent.cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> fastxent.kl_divergence_from_logits(np.log([0.5, 0.5]), np.log([0.25, 0.75])).round(6)
+    np.float64(0.143841)
+    """
+    pair = arguments.read_pair(logits_p, logits_q, axis)
+    return _reduced(pair, backend, probmath.kl_divergence)
+
+
+def kl_divergence_from_logits_grad(
+    logits_p: ArrayLike,
+    logits_q: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    axis: int = -1,
+    out: tuple[NDArray | None, NDArray | None] = (None, None),
+    backend: str | None = None,
+) -> tuple[NDArray, NDArray]:
+    """The gradients of `kl_divergence_from_logits`: p (log(p / q) - KL) and q - p, times ``grad_output``.
+
+    ``out`` is a pair, as the result is.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> by_p, by_q = fastxent.kl_divergence_from_logits_grad(np.log([0.5, 0.5]), np.log([0.2, 0.8]))
+    >>> by_q.round(4)
+    array([-0.3,  0.3])
+    """
+    pair = arguments.read_pair(logits_p, logits_q, axis)
+
+    def gradients(p, log_p, q, log_q):
+        divergence = probmath.kl_divergence(p, log_p, q, log_q)
+        return [probmath.kl_gradient(p, log_p, log_q, divergence), q - p]
+
+    return tuple(_written(pair, grad_output, out, backend, gradients))
+
+
+def js_divergence_from_logits(
+    logits_p: ArrayLike, logits_q: ArrayLike, *, axis: int = -1, backend: str | None = None
+) -> np.floating | NDArray[np.floating]:
+    r"""The Jensen-Shannon divergence of two softmax distributions in nats: in [0, log 2], symmetric.
+
+    Half of :math:`\mathrm{KL}(p \| m) + \mathrm{KL}(q \| m)` with m = (p + q) / 2 (Lin, 1991). Parameters, result and
+    errors as for `kl_divergence_from_logits`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> fastxent.js_divergence_from_logits(np.float32([0, -np.inf]), np.float32([-np.inf, 0]))
+    np.float32(0.6931472)
+    """
+    pair = arguments.read_pair(logits_p, logits_q, axis)
+    return _reduced(pair, backend, probmath.js_divergence)
+
+
+def js_divergence_from_logits_grad(
+    logits_p: ArrayLike,
+    logits_q: ArrayLike,
+    *,
+    grad_output: ArrayLike = 1.0,
+    axis: int = -1,
+    out: tuple[NDArray | None, NDArray | None] = (None, None),
+    backend: str | None = None,
+) -> tuple[NDArray, NDArray]:
+    """The gradients of `js_divergence_from_logits`, as those of `kl_divergence_from_logits_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> by_p, by_q = fastxent.js_divergence_from_logits_grad(np.log([0.5, 0.5]), np.log([0.2, 0.8]))
+    >>> by_p.round(4)
+    array([ 0.0774, -0.0774])
+    """
+    pair = arguments.read_pair(logits_p, logits_q, axis)
+
+    def gradients(p, log_p, q, log_q):
+        return [probmath.js_gradient(p, log_p, log_q), probmath.js_gradient(q, log_q, log_p)]
+
+    return tuple(_written(pair, grad_output, out, backend, gradients))
+
+
+def _distributions(sources, some, verbs):
+    """p, log p of each of ``sources`` in turn, for a slice of rows."""
+    for rows in sources:
+        block = rows.logits[some].astype(np.float64)
+        yield verbs.softmax(block, np.empty(block.shape))
+        yield verbs.log_softmax(block, np.empty(block.shape))
+
+
+def _reduced(sources, backend, formula):
+    verbs, first = backends.choose(backend), sources[0]
+    result = np.empty(len(first.logits), np.result_type(*(arguments.loss_dtype(rows.logits.dtype) for rows in sources)))
+    for some in first.blocks():
+        result[some] = formula(*_distributions(sources, some, verbs))[:, 0]
+    return result.reshape(first.reduced_shape(False))[()]
+
+
+def _written(sources, grad_output, outs, backend, formula):
+    g = arguments.read_row_gradient(grad_output, sources[0])
+    results = [arguments.read_out(out, rows.array) for rows, out in zip(sources, outs, strict=True)]
+    written = [rows.like(result) for rows, result in zip(sources, results, strict=True)]
+    verbs = backends.choose(backend)
+    for some in sources[0].blocks():
+        for target, gradient in zip(written, formula(*_distributions(sources, some, verbs)), strict=True):
+            target[some] = g[some, None] * gradient
+    return results

@@ -1,0 +1,125 @@
+"""Arrays seen as rows of classes: as a view where there is one, else gathered and scattered slice by slice.
+
+What stands here for an array has its ``shape`` (N, V), ``dtype``, length and slices; nothing is ever copied whole.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_BLOCK = 1 << 19  # elements taken at a time where NumPy does the work: 4 MB of float64
+
+
+class Rows:
+    """An array (..., V) as rows (N, V) that are gathered or scattered when they are sliced, where no view exists.
+
+    The last ``class_axes`` axes together are the classes.
+    """
+
+    def __init__(self, array, class_axes=1):
+        self._array, self._batch, self._classes = array, array.shape[:-class_axes], array.shape[-class_axes:]
+        self.shape, self.dtype = (math.prod(self._batch), math.prod(self._classes)), array.dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        return self._array[self._places(rows)].reshape(-1, self.shape[1])
+
+    def __setitem__(self, rows, values):
+        self._array[self._places(rows)] = np.reshape(values, (-1, *self._classes))
+
+    def points(self, ids):
+        """The elements ``ids`` (N, k)."""
+        return self._array[(*(place[:, None] for place in self._places(slice(None))), ids)]
+
+    def put(self, rows, ids, values):
+        """Write elements ``ids`` of ``rows``, all one-dimensional."""
+        self._array[(*self._places(rows), ids)] = values
+
+    def _places(self, rows):
+        if not self._batch:
+            return ()
+        return np.unravel_index(np.arange(len(self))[rows], self._batch)
+
+
+class Masked:
+    """Rows of logits with -inf where the rows of a mask are False, in a dtype that has it."""
+
+    def __init__(self, logits, mask, dtype):
+        self._logits, self._mask = logits, mask
+        self.shape, self.dtype = logits.shape, dtype
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        return np.where(self._mask[rows], self._logits[rows].astype(self.dtype), self.dtype.type(-np.inf))
+
+
+def classes_last(array, axis):
+    """A view with the classes moved from ``axis`` to the end."""
+    return array if axis in (-1, array.ndim - 1) else np.moveaxis(array, axis, -1)
+
+
+def as_rows(array, class_axes=1):
+    """An array (..., V) as a view (N, V), or as `Rows`; never a copy."""
+    if array.ndim == 2 and class_axes == 1:
+        return array
+    if array.flags.c_contiguous:
+        batch, classes = array.shape[: array.ndim - class_axes], array.shape[array.ndim - class_axes :]
+        return array.reshape(math.prod(batch), math.prod(classes))
+    return Rows(array, class_axes)
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRows:
+    """An array of logits, and its rows (N, V) over some of its axes: -inf where a mask leaves a logit out."""
+
+    array: np.ndarray
+    axes: tuple[int, ...]
+    logits: Any
+    mask: Any
+
+    def like(self, array):
+        """The rows of another array of this shape."""
+        return as_rows(np.moveaxis(array, self.axes, range(-len(self.axes), 0)), len(self.axes))
+
+    def reduced_shape(self, keepdims):
+        """The shape with the axes summed over left out, or of length 1."""
+        kept = [(1 if axis in self.axes else size) for axis, size in enumerate(self.array.shape)]
+        return tuple(kept if keepdims else (size for axis, size in enumerate(kept) if axis not in self.axes))
+
+    def blocks(self):
+        """Slices of rows, some megabytes of logits each."""
+        return row_blocks(self.logits)
+
+    def where_kept(self, rows, values):
+        """``values`` in float64, 0 where the mask leaves their logit out."""
+        values = values.astype(np.float64)
+        return values if self.mask is None else np.where(self.mask[rows], values, 0.0)
+
+
+def row_blocks(rows):
+    """Slices of rows (N, V), some megabytes each."""
+    step = max(1, _BLOCK // rows.shape[1])
+    return (slice(start, min(len(rows), start + step)) for start in range(0, len(rows), step))
+
+
+def points(rows, ids):
+    """The elements ``ids`` (N, k) of rows (N, V)."""
+    if isinstance(rows, Rows):
+        return rows.points(ids)
+    return rows[np.arange(len(rows))[:, None], ids]
+
+
+def put(rows, ids, values, where):
+    """Write ``values`` (N, k) to the elements ``ids`` of rows (N, V) where ``where`` holds."""
+    each, place = np.nonzero(where)
+    ids, values = ids[each, place], values[each, place]
+    if isinstance(rows, Rows):
+        rows.put(each, ids, values)
+    else:
+        rows[each, ids] = values
