@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, reduction
+from fastxent import arguments, backends, checks, reduction
 
 _CHUNK = 1 << 18  # elements handed to a kernel at a time, gathered where an array is not laid out as one
 
@@ -102,8 +102,8 @@ def binary_cross_entropy_with_logits_with_grad(
     (np.float32(0.6931472), array([-0.25,  0.25], dtype=float32))
     """
     problem = arguments.read_binary(logits, targets, **options)
-    grad_output = arguments.read_grad_output(grad_output, problem.reduction, problem.logits.shape)
-    dlogits = arguments.read_out(out, problem.logits)
+    grad_output = checks.read_grad_output(grad_output, problem.reduction, problem.logits.shape)
+    dlogits = checks.read_out(out, problem.logits)
     return _run(problem, grad_output, dlogits, backend), dlogits
 
 

@@ -19,8 +19,8 @@ from rich.table import Column, Table
 
 import fastxent
 from fastxent import backends, io, scoring
-from fastxent.arguments import DTYPES
 from fastxent.bench import report
+from fastxent.checks import DTYPES
 
 
 class BadInput(click.ClickException):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, probmath, terms
+from fastxent import arguments, backends, checks, probmath, terms
 from fastxent.losses import cross_entropy_grad
 from fastxent.rows import as_rows, classes_last, row_blocks
 from fastxent.state import IGNORED
@@ -56,7 +56,7 @@ def cross_entropy_hvp(
     array([[ 0.25, -0.25]])
     """
     logits = np.asarray(logits)
-    v = arguments.read_like("v", v, logits)
+    v = checks.read_like("v", v, logits)
     if out is not None and out is not v and np.may_share_memory(out, v):
         raise ValueError("out must be v itself or not overlap it")
 
@@ -99,8 +99,8 @@ def _by_blocks(logits, targets, v, entries, grad_output, out, backend, options):
     problem = arguments.normalise(logits, targets, options)
     if problem.options.return_lse:
         raise TypeError("return_lse goes with cross_entropy and cross_entropy_with_grad alone")
-    grad_output = arguments.read_grad_output(grad_output, problem.options.reduction, problem.shape)
-    result = arguments.read_out(out, logits)
+    grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape)
+    result = checks.read_out(out, logits)
     axis, softcap = problem.options.axis, problem.options.softcap
     gradient: Any = None
     if softcap is not None:

@@ -7,7 +7,7 @@ keep their digits. For probabilities see `fastxent.information`.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, probmath
+from fastxent import backends, checks, probmath
 
 
 def entropy_from_logits(
@@ -39,7 +39,7 @@ def entropy_from_logits(
     >>> fastxent.entropy_from_logits(np.float32([0, 0]))
     np.float32(0.6931472)
     """
-    rows = arguments.read_rows(logits, axis)
+    rows = checks.read_rows(logits, axis)
     return _reduced([rows], backend, lambda p, log_p: probmath.entropy(p, log_p))
 
 
@@ -59,7 +59,7 @@ def entropy_from_logits_grad(
     >>> fastxent.entropy_from_logits_grad(np.log([0.2, 0.8])).round(4)
     array([ 0.2218, -0.2218])
     """
-    rows = arguments.read_rows(logits, axis)
+    rows = checks.read_rows(logits, axis)
     (gradient,) = _written([rows], grad_output, [out], backend, lambda p, log_p: [probmath.entropy_gradient(p, log_p)])
     return gradient
 
@@ -94,7 +94,7 @@ def kl_divergence_from_logits(
     >>> fastxent.kl_divergence_from_logits(np.log([0.5, 0.5]), np.log([0.25, 0.75])).round(6)
     np.float64(0.143841)
     """
-    pair = arguments.read_pair(logits_p, logits_q, axis)
+    pair = checks.read_pair(logits_p, logits_q, axis)
     return _reduced(pair, backend, probmath.kl_divergence)
 
 
@@ -118,7 +118,7 @@ def kl_divergence_from_logits_grad(
     >>> by_q.round(4)
     array([-0.3,  0.3])
     """
-    pair = arguments.read_pair(logits_p, logits_q, axis)
+    pair = checks.read_pair(logits_p, logits_q, axis)
 
     def gradients(p, log_p, q, log_q):
         divergence = probmath.kl_divergence(p, log_p, q, log_q)
@@ -141,7 +141,7 @@ def js_divergence_from_logits(
     >>> fastxent.js_divergence_from_logits(np.float32([0, -np.inf]), np.float32([-np.inf, 0]))
     np.float32(0.6931472)
     """
-    pair = arguments.read_pair(logits_p, logits_q, axis)
+    pair = checks.read_pair(logits_p, logits_q, axis)
     return _reduced(pair, backend, probmath.js_divergence)
 
 
@@ -163,7 +163,7 @@ def js_divergence_from_logits_grad(
     >>> by_p.round(4)
     array([ 0.0774, -0.0774])
     """
-    pair = arguments.read_pair(logits_p, logits_q, axis)
+    pair = checks.read_pair(logits_p, logits_q, axis)
 
     def gradients(p, log_p, q, log_q):
         return [probmath.js_gradient(p, log_p, log_q), probmath.js_gradient(q, log_q, log_p)]
@@ -181,15 +181,15 @@ def _distributions(sources, some, verbs):
 
 def _reduced(sources, backend, formula):
     verbs, first = backends.choose(backend), sources[0]
-    result = np.empty(len(first.logits), np.result_type(*(arguments.loss_dtype(rows.logits.dtype) for rows in sources)))
+    result = np.empty(len(first.logits), np.result_type(*(checks.loss_dtype(rows.logits.dtype) for rows in sources)))
     for some in first.blocks():
         result[some] = formula(*_distributions(sources, some, verbs))[:, 0]
     return result.reshape(first.reduced_shape(False))[()]
 
 
 def _written(sources, grad_output, outs, backend, formula):
-    g = arguments.read_row_gradient(grad_output, sources[0])
-    results = [arguments.read_out(out, rows.array) for rows, out in zip(sources, outs, strict=True)]
+    g = checks.read_row_gradient(grad_output, sources[0])
+    results = [checks.read_out(out, rows.array) for rows, out in zip(sources, outs, strict=True)]
     written = [rows.like(result) for rows, result in zip(sources, results, strict=True)]
     verbs = backends.choose(backend)
     for some in sources[0].blocks():

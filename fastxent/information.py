@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, probmath
+from fastxent import checks, probmath
 
 Result = np.floating | NDArray[np.floating]
 
@@ -39,7 +39,7 @@ def self_information(p: ArrayLike, *, base: float = math.e) -> Result:
     >>> information.self_information(0.5, base=2)
     np.float64(1.0)
     """
-    return (0.0 - probmath.log(arguments.read_probabilities("p", p)) / _log_of(base))[()]
+    return (0.0 - probmath.log(checks.read_probabilities("p", p)) / _log_of(base))[()]
 
 
 def entropy(p: ArrayLike, *, axis: int = -1, base: float = math.e) -> Result:
@@ -74,7 +74,7 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float = math.e) -> Result:
     >>> round(information.entropy([0.99, 0.01], base=2), 4)
     np.float64(0.0808)
     """
-    found = arguments.read_distributions("p", p, axis)
+    found = checks.read_distributions("p", p, axis)
     return _out(probmath.entropy(found, probmath.log(found)), base)
 
 
@@ -89,7 +89,7 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = m
     >>> information.cross_entropy([0.5, 0.5], [0.25, 0.75], base=2).round(6)
     np.float64(1.207519)
     """
-    a, b = arguments.read_two_distributions(p, q, axis)
+    a, b = checks.read_two_distributions(p, q, axis)
     return _out(probmath.total(probmath.times(a, -probmath.log(b))), base)
 
 
@@ -104,7 +104,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = m
     >>> information.kl_divergence([0.5, 0.5], [0.25, 0.75], base=2).round(6)
     np.float64(0.207519)
     """
-    a, b = arguments.read_two_distributions(p, q, axis)
+    a, b = checks.read_two_distributions(p, q, axis)
     return _out(probmath.kl_divergence(a, probmath.log(a), b, probmath.log(b)), base)
 
 
@@ -119,7 +119,7 @@ def js_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = m
     >>> information.js_divergence([1, 0], [0, 1], base=2)
     np.float64(1.0)
     """
-    a, b = arguments.read_two_distributions(p, q, axis)
+    a, b = checks.read_two_distributions(p, q, axis)
     return _out(probmath.js_divergence(a, probmath.log(a), b, probmath.log(b)), base)
 
 
@@ -190,21 +190,21 @@ def cross_entropy_grad(p: ArrayLike, q: ArrayLike, *, base: float = math.e) -> R
     >>> information.cross_entropy_grad([0.5, 0.5], [0.25, 0.75])
     array([-2.        , -0.66666667])
     """
-    a, b = arguments.read_probabilities("p", p), arguments.read_probabilities("q", q)
+    a, b = checks.read_probabilities("p", p), checks.read_probabilities("q", q)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (-probmath.times(a, 1.0 / b) / _log_of(base))[()]
 
 
 def _outcomes(y, p, clip):
-    y, p = arguments.read_probabilities("y", y), arguments.read_probabilities("p", p)
+    y, p = checks.read_probabilities("y", y), checks.read_probabilities("p", p)
     if clip is None:
         return y, p, False
-    clip = arguments.read_clip(clip)
+    clip = checks.read_clip(clip)
     return y, np.clip(p, clip, 1.0 - clip), (p < clip) | (p > 1.0 - clip)
 
 
 def _log_of(base):
-    return math.log(arguments.read_base(base))
+    return math.log(checks.read_base(base))
 
 
 def _out(value, base):

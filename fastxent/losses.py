@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, terms
+from fastxent import arguments, backends, checks, terms
 from fastxent.reduction import reduce
 from fastxent.rows import as_rows, classes_last, points, put
 
@@ -164,8 +164,8 @@ def cross_entropy_with_grad(
     """
     problem = arguments.normalise(logits, targets, options)
     axis = problem.options.axis
-    dlogits = arguments.read_out(out, np.asarray(logits))
-    grad_output = arguments.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
+    dlogits = checks.read_out(out, np.asarray(logits))
+    grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
     of_rows, rows = terms.of(problem), as_rows(classes_last(dlogits, axis))
     statistics = backends.choose(backend).statistics_and_gradient(
         problem.logits, of_rows.targets, of_rows.coefficients(grad_output), rows, **of_rows.kernel_options()
@@ -259,8 +259,8 @@ def nll_loss_grad(
     array([[-1.,  0.]])
     """
     problem, of_rows = _nll_problem(log_probs, targets, weight, ignore_index, reduction, axis)
-    grad_output = arguments.read_grad_output(grad_output, reduction, problem.shape).reshape(-1)
-    gradient = arguments.read_out(out, np.asarray(log_probs))
+    grad_output = checks.read_grad_output(grad_output, reduction, problem.shape).reshape(-1)
+    gradient = checks.read_out(out, np.asarray(log_probs))
     gradient[...] = 0
     hit = np.broadcast_to(of_rows.coefficients(grad_output).hit, len(of_rows.targets))
     rows, counts = as_rows(classes_last(gradient, axis)), of_rows.targets >= 0

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from fastxent import arguments, backends, io
+from fastxent import arguments, backends, checks, io
 from fastxent.state import IGNORED, STRIP, LseState
 
 # logits mapped at a time; a row longer than this goes in blocks of classes
@@ -146,7 +146,7 @@ def score_blocks(logits, targets, ignore_index=-100, backend=None, block_bytes=B
     IndexError, TypeError, ValueError
         As `fastxent.cross_entropy`, before any logit is read.
     """
-    arguments.check_logits(logits.shape, logits.dtype)
+    checks.check_logits(logits.shape, logits.dtype)
     arguments.check_targets(targets.shape, targets.dtype, logits.shape)
     rows, classes = math.prod(targets.shape), logits.shape[-1]
     for start in range(0, rows, _ROWS):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, probmath
+from fastxent import backends, checks, probmath
 
 Axis = int | tuple[int, ...] | None
 
@@ -52,9 +52,9 @@ def logsumexp(
     >>> fastxent.logsumexp(np.zeros((2, 4)))
     array([1.38629436, 1.38629436])
     """
-    rows = arguments.read_rows(logits, axis, where)
+    rows = checks.read_rows(logits, axis, where)
     lse = backends.choose(backend).logsumexp(rows.logits, temperature=_temperature(scale))
-    return lse.astype(arguments.loss_dtype(rows.logits.dtype)).reshape(rows.reduced_shape(keepdims))[()]
+    return lse.astype(checks.loss_dtype(rows.logits.dtype)).reshape(rows.reduced_shape(keepdims))[()]
 
 
 def log_softmax(
@@ -148,7 +148,7 @@ def logsumexp_grad(
            [2., 2., 2., 2.]])
     """
     rows, written = _read(logits, axis, where, out)
-    g = arguments.read_row_gradient(grad_output, rows)
+    g = checks.read_row_gradient(grad_output, rows)
     for some, p in _probabilities(rows, scale, backend):
         written.rows[some] = float(scale) * g[some, None] * p
     return written.array
@@ -175,7 +175,7 @@ def log_softmax_grad(
     array([ 0.75, -0.25, -0.25, -0.25])
     """
     rows, written = _read(logits, axis, where, out)
-    upstream = rows.like(arguments.read_like("grad_output", grad_output, rows.array))
+    upstream = rows.like(checks.read_like("grad_output", grad_output, rows.array))
     for some, p in _probabilities(rows, scale, backend):
         g = rows.where_kept(some, upstream[some])
         written.rows[some] = float(scale) * (g - p * g.sum(axis=1, keepdims=True))
@@ -201,7 +201,7 @@ def softmax_grad(
     array([ 0.75, -0.25, -0.25, -0.25])
     """
     rows, written = _read(logits, axis, where, out)
-    upstream = rows.like(arguments.read_like("grad_output", grad_output, rows.array))
+    upstream = rows.like(checks.read_like("grad_output", grad_output, rows.array))
     for some, p in _probabilities(rows, scale, backend):
         g = rows.where_kept(some, upstream[some])
         written.rows[some] = float(scale) * probmath.centred(p, g)
@@ -210,7 +210,7 @@ def softmax_grad(
 
 def _temperature(scale):
     """1 / scale, exactly."""
-    return 1 / Fraction(arguments.read_positive("scale", scale))
+    return 1 / Fraction(checks.read_positive("scale", scale))
 
 
 def _over_rows(verb, logits, axis, scale, where, out, backend):
@@ -227,8 +227,8 @@ class _Written(NamedTuple):
 
 
 def _read(logits, axis, where, out):
-    rows = arguments.read_rows(logits, axis, where)
-    array = arguments.read_out(out, rows.array)
+    rows = checks.read_rows(logits, axis, where)
+    array = checks.read_out(out, rows.array)
     return rows, _Written(array, rows.like(array))
 
 

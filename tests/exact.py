@@ -6,20 +6,20 @@ The promise of the package is 2e-15; the rounding of these formulas is below 1e-
 import ml_dtypes
 import numpy as np
 
-from fastxent import arguments
+from fastxent import checks
 from fastxent.bench.cases import Case
 
 REAL = np.longdouble
 assert np.finfo(REAL).eps < 2e-19, "the exact oracle needs 80-bit long double, as on x86-64"
 
-# by the dtype that is computed with, see `fastxent.arguments.loss_dtype`
+# by the dtype that is computed with, see `fastxent.checks.loss_dtype`
 LOSS = {"float32": 5e-7, "float64": 2e-15}
 GRADIENT = {"float32": 1e-6, "float64": 4e-15}
 
 
 def computed(dtype):
     """The name of the dtype that logits of ``dtype`` are computed with."""
-    return arguments.loss_dtype(np.dtype(dtype)).name
+    return checks.loss_dtype(np.dtype(dtype)).name
 
 
 def rounding(dtype):

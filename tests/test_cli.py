@@ -137,9 +137,6 @@ BAD = {
         lambda f: _replace(f, "targets.npy", np.zeros(300)),
         "integer class indices, or probabilities of the logits' shape; not float64",
     ),
-        lambda f: _replace(f, "targets.npy", np.zeros(300)),
-        "integer class indices, or probabilities of the logits' shape; not float64",
-    ),
     "out of range": (_out_of_range, "2 of 300 do not, the first in row 17 with value 50"),
 }
 

@@ -242,6 +242,36 @@ def test_layouts_change_no_bit(layout):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_one_row_broadcast_to_many(backend):
+    logits, targets, _ = Case(40, 523).build()
+    spread_out = np.broadcast_to(logits[:1], logits.shape)
+    want = fastxent.cross_entropy_with_grad(np.ascontiguousarray(spread_out), targets, backend=backend)
+    got = fastxent.cross_entropy_with_grad(spread_out, targets, backend=backend)
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_a_memory_map(tmp_path):
+    logits, targets, _ = Case(40, 523).build()
+    np.save(tmp_path / "logits.npy", logits)
+    mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
+    assert fastxent.cross_entropy(mapped, targets) == fastxent.cross_entropy(logits, targets)
+    kept = np.load(tmp_path / "logits.npy", mmap_mode="r+")
+    fastxent.cross_entropy_grad(kept, targets, out=kept)
+    np.testing.assert_array_equal(kept, fastxent.cross_entropy_grad(logits, targets))
+
+
+@pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 3, 4), (2, 3, 2, 2)])
+def test_any_rank_gathered(shape):
+    logits, targets, _ = Case(24, 33).build()
+    want = fastxent.cross_entropy_with_grad(logits, targets)
+    folded = np.asfortranarray(logits.reshape(*shape, 33))
+    loss, gradient = fastxent.cross_entropy_with_grad(folded, targets.reshape(shape))
+    assert loss == want[0]
+    np.testing.assert_array_equal(gradient.reshape(24, 33), want[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_in_place_and_into_out(backend):
     logits, targets, _ = Case(20, 5003).build()
     _, want = fastxent.cross_entropy_with_grad(logits, targets, backend=backend, label_smoothing=0.1)

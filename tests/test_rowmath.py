@@ -133,3 +133,25 @@ def test_nll_against_mpmath(margin):
         exact = mpmath.log1p(mpmath.exp(-mpmath.mpf(margin)))
         got = float(ROWS.nll(np.float64(0), np.float64(0), np.float64(1), np.float64(margin), RATE))
         assert abs(mpmath.mpf(got) / exact - 1) < 6e-16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_and_its_slope_within_their_bounds(dtype):
+    rng = np.random.default_rng(0)
+    y = np.concatenate([rng.standard_normal(600) * scale for scale in (1e-6, 1e-2, 0.3, 1, 3)]).astype(dtype)
+    capped, slope = rowmath.build_terms(rowmath.NumpyOps, REALS[dtype]).tanh_parts(y)
+    eps = np.finfo(dtype).eps
+    with mpmath.workdps(40):
+        for got, own, x in zip(capped, slope, y, strict=True):
+            exact = mpmath.tanh(mpmath.mpf(float(x)))
+            assert abs(mpmath.mpf(float(got)) - exact) <= 2 * eps * abs(exact)
+            exact = mpmath.sech(mpmath.mpf(float(x))) ** 2
+            assert abs(mpmath.mpf(float(own)) - exact) <= 4 * eps * exact
+
+
+def test_tanh_at_the_ends():
+    terms = rowmath.build_terms(rowmath.NumpyOps, rowmath.FLOAT32)
+    with np.errstate(invalid="ignore"):
+        capped, slope = terms.tanh_parts(np.float32([np.inf, -np.inf, np.nan, 50, 0]))
+    np.testing.assert_array_equal(capped, [1, -1, np.nan, 1, 0])
+    np.testing.assert_array_equal(slope, [0, 0, np.nan, 0, 1])

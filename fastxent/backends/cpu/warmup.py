@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numba
 import numpy as np
 
-from fastxent import arguments
+from fastxent import checks
 from fastxent.backends import cpu
 from fastxent.backends.cpu import cache
 from fastxent.backends.cpu.formats import STAND_INS
@@ -20,7 +20,7 @@ _SHAPES = ((1, 1), (-(-PARALLEL_FROM // 256), 256))
 def compile_for(dtype):
     """Compile what logits of ``dtype`` may need, into the cache; how many specialisations that are."""
     dtype = np.dtype(dtype)
-    own = arguments.loss_dtype(dtype)
+    own = checks.loss_dtype(dtype)
     for shape in _SHAPES:
         logits, targets = np.zeros(shape).astype(dtype), np.zeros(shape[0], np.int64)
         coefficients = Coefficients(*(np.zeros(1) for _ in Coefficients._fields))
@@ -37,7 +37,7 @@ def compile_for(dtype):
     return sum(signature[0].dtype == stored for twin in twins for signature in twin.signatures)
 
 
-def compile_all(dtypes=arguments.DTYPES):
+def compile_all(dtypes=checks.DTYPES):
     """Compile for each of ``dtypes``, as many at a time as Numba has threads; yields each with its number.
 
     Raises

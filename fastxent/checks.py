@@ -1,0 +1,257 @@
+"""What may be asked of one argument, whoseever it is: each check and its message once.
+
+Nothing here knows an option or computes a loss; what belongs together as a problem is in `arguments`.
+"""
+
+import math
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+
+from fastxent.rows import AxisRows, Masked, classes_last
+
+REDUCTIONS = ("none", "sum", "mean")
+DTYPES = tuple(
+    map(
+        np.dtype,
+        (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
+    )
+)
+
+
+def check_dtype(dtype):
+    """Logits of this dtype can be taken, or a TypeError says which can."""
+    if dtype not in DTYPES and dtype.newbyteorder("=") not in DTYPES:
+        raise TypeError(f"logits must have one of the dtypes {', '.join(map(str, DTYPES))}, not {dtype}")
+
+
+def loss_dtype(dtype):
+    """What losses of logits of ``dtype`` are: float64 for float64, else float32, never rounded to half."""
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
+
+
+def gradient_dtype(dtype):
+    """The logits' own, in native byte order; float32 for float8."""
+    return np.dtype(np.float32) if dtype.itemsize == 1 else dtype.newbyteorder("=")
+
+
+def refuse_what_numpy_would_misread(logits):
+    """Raise for what ``np.asarray`` would turn into something else without a word."""
+    library = type(logits).__module__.partition(".")[0]
+    if getattr(logits, "requires_grad", False) is True:
+        raise TypeError(
+            "logits must not require grad; pass logits.detach(), and take cross_entropy_grad for the gradient"
+        )
+    if library == "jax" and any(kind.__name__ == "Tracer" for kind in type(logits).__mro__):
+        raise TypeError("logits must be a concrete array, not a JAX tracer; call outside of jit and grad")
+    if library == "dask":
+        raise TypeError("logits must be in memory, not a dask array; map over its blocks, or pass logits.compute()")
+
+
+def check_logits(shape, dtype, axis=-1):
+    """Logits of this ``shape`` and ``dtype`` can be taken, or a TypeError or ValueError says why not."""
+    check_dtype(dtype)
+    if not shape:
+        raise ValueError("logits must have at least one axis, the classes; got a scalar")
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis must be an integer, not {axis!r}")
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis must lie in [{-len(shape)}, {len(shape) - 1}] for logits of shape {shape}; got {axis}")
+    if shape[axis] == 0:
+        raise ValueError(f"logits must have at least one class; got shape {shape}")
+
+
+def read_logits(logits, axis=-1):
+    """Logits as an array of a supported dtype with at least one class, these moved to the last axis: a view."""
+    refuse_what_numpy_would_misread(logits)
+    logits = np.asarray(logits)
+    check_logits(logits.shape, logits.dtype, axis)
+    return classes_last(logits, axis)
+
+
+def read_rows(logits, axis, where=None):
+    """`AxisRows` of logits over ``axis``: an int, a tuple of them, or None for all."""
+    refuse_what_numpy_would_misread(logits)
+    array = np.asarray(logits)
+    axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    for one in axes or (-1,):
+        check_logits(array.shape, array.dtype, one)
+    axes = tuple(one % array.ndim for one in axes)
+    if not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"axis must name one axis or more, each once; got {axis!r}")
+    rows = AxisRows(array, axes, None, None)
+    moved, mask = rows.like(array), None
+    if where is not None:
+        where = np.asarray(where)
+        if where.dtype != bool:
+            raise TypeError(f"where must hold truth values, not {where.dtype}")
+        try:
+            mask = rows.like(np.broadcast_to(where, array.shape))
+        except ValueError:
+            raise ValueError(f"where must broadcast to the logits' shape {array.shape}; got {where.shape}") from None
+        moved = Masked(moved, mask, gradient_dtype(moved.dtype))
+    return replace(rows, logits=moved, mask=mask)
+
+
+def read_pair(logits_p, logits_q, axis):
+    """`AxisRows` of two arrays of logits of one shape."""
+    pair = read_rows(logits_p, axis), read_rows(logits_q, axis)
+    if pair[0].array.shape != pair[1].array.shape:
+        raise ValueError(f"logits_q must have the shape of logits_p {pair[0].array.shape}, not {pair[1].array.shape}")
+    return pair
+
+
+def read_out(out, logits, name="out"):
+    """``out`` as an array to write: of the shape of ``logits``, their dtype or float32 or float64, and either the
+    logits themselves or apart from them. By default a new one.
+    """
+    if out is None:
+        return np.empty(logits.shape, gradient_dtype(logits.dtype))
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array, not {type(out).__name__}")
+    if out.shape != logits.shape:
+        raise ValueError(f"{name} must have the logits' shape {logits.shape}, not {out.shape}")
+    if out.dtype.name not in (logits.dtype.name, "float32", "float64") or not out.dtype.isnative:
+        raise TypeError(
+            f"{name} must have the logits' dtype {logits.dtype.name} or float32 or float64, in native byte order; "
+            f"not {out.dtype.str}"
+        )
+    if not out.flags.writeable:
+        raise ValueError(f"{name} must be writable")
+    if 0 in [step for step, size in zip(out.strides, out.shape, strict=True) if size > 1]:
+        raise ValueError(f"{name} must not be broadcast: several of its elements are one")
+    same = (out.ctypes.data, out.strides, out.dtype) == (logits.ctypes.data, logits.strides, logits.dtype)
+    if not same and np.may_share_memory(out, logits):
+        raise ValueError(f"{name} must be the logits themselves or not overlap them")
+    return out
+
+
+def read_grad_output(grad_output, reduction, shape):
+    """The upstream gradient in float64: a scalar, or of ``shape`` for reduction "none"."""
+    grad_output = read_reals("grad_output", grad_output)
+    if grad_output.ndim == 0:
+        return grad_output
+    if reduction != "none":
+        raise ValueError(f'grad_output must be a scalar unless reduction is "none"; got shape {grad_output.shape}')
+    if grad_output.shape != shape:
+        raise ValueError(f"grad_output must have the targets' shape {shape}, not {grad_output.shape}")
+    return grad_output
+
+
+def read_row_gradient(grad_output, rows):
+    """An upstream gradient for each of `AxisRows`, float64 (N,)."""
+    grad_output, shape = read_reals("grad_output", grad_output), rows.reduced_shape(False)
+    if grad_output.shape == rows.reduced_shape(True):
+        grad_output = grad_output.reshape(shape)
+    try:
+        return np.broadcast_to(grad_output, shape).reshape(-1)
+    except ValueError:
+        raise ValueError(f"grad_output must broadcast to the result's shape {shape}; got {grad_output.shape}") from None
+
+
+def read_like(name, values, array):
+    """Real numbers of the shape of ``array``, or that broadcast to it."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiu" and values.dtype not in DTYPES:
+        raise TypeError(f"{name} must hold real numbers, not {values.dtype}")
+    try:
+        return np.broadcast_to(values, array.shape)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to the logits' shape {array.shape}; got {values.shape}") from None
+
+
+def read_reals(name, values):
+    """An array of real numbers as float64."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiu" and values.dtype not in DTYPES:
+        raise TypeError(f"{name} must hold real numbers, not {values.dtype}")
+    return values.astype(np.float64)
+
+
+def read_real(name, value):
+    """A real number as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a real number, not {value!r}")
+    return float(value)
+
+
+def read_positive(name, value):
+    """A positive and finite real number."""
+    value = read_real(name, value)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+    return value
+
+
+def read_smoothing(smoothing):
+    """A label smoothing in [0, 1]."""
+    smoothing = read_real("label_smoothing", smoothing)
+    if not 0.0 <= smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must lie in [0, 1]; got {smoothing}")
+    return smoothing
+
+
+def check_reduction(reduction):
+    """``reduction`` is one of `REDUCTIONS`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def check_amounts(name, values):
+    """Finite and not negative, without a temporary of their size."""
+    if values.size and not (values.min() >= 0 and values.max() < np.inf):
+        rows = values.reshape(-1)
+        first = next(value for value in rows if not 0 <= value < np.inf)
+        raise ValueError(f"{name} must be finite and not negative; got {first}")
+
+
+def check_within(name, values):
+    """All in [0, 1]."""
+    if values.size and not (values.min() >= 0 and values.max() <= 1):
+        first = next(value for value in values.reshape(-1) if not 0 <= value <= 1)
+        raise ValueError(f"{name} must lie in [0, 1]; got {first}")
+
+
+def read_probabilities(name, p):
+    """Real numbers in [0, 1] as float64."""
+    p = read_reals(name, p)
+    check_within(name, p)
+    return p
+
+
+def read_distributions(name, p, axis):
+    """Probabilities as float64 with the classes moved to the last axis; they sum to 1 within 1e-6."""
+    p = read_probabilities(name, p)
+    check_logits(p.shape, p.dtype, axis)
+    p = classes_last(p, axis)
+    sums = p.sum(axis=-1)
+    if (np.abs(sums - 1.0) > 1e-6).any():
+        first = sums[np.abs(sums - 1.0) > 1e-6].flat[0] if sums.ndim else sums
+        raise ValueError(f"{name} must sum to 1 along axis {axis}; got a sum of {first}")
+    return p
+
+
+def read_two_distributions(p, q, axis):
+    """Two distributions, or arrays of them, that broadcast."""
+    p, q = read_distributions("p", p, axis), read_distributions("q", q, axis)
+    try:
+        return np.broadcast_arrays(p, q)
+    except ValueError:
+        raise ValueError(f"q must broadcast with p; got shapes {p.shape} and {q.shape}") from None
+
+
+def read_base(base):
+    """The base of a logarithm: positive, finite and not 1."""
+    base = read_real("base", base)
+    if not 0.0 < base < math.inf or base == 1.0:
+        raise ValueError(f"base must be positive, finite and not 1; got {base}")
+    return base
+
+
+def read_clip(clip):
+    """How far probabilities are held from 0 and 1."""
+    clip = read_real("clip", clip)
+    if not 0.0 <= clip < 0.5:
+        raise ValueError(f"clip must lie in [0, 0.5); got {clip}")
+    return clip
