@@ -196,8 +196,7 @@ class BinaryProblem:
 
 def read_binary(logits, targets, *, weight=None, pos_weight=None, label_smoothing=0.0, reduction="mean"):
     """The `BinaryProblem` of its arguments."""
-    checks.refuse_what_numpy_would_misread(logits)
-    logits = np.asarray(logits)
+    logits = checks.read_array(logits)
     checks.check_dtype(logits.dtype)
     checks.check_reduction(reduction)
     smoothing = checks.read_smoothing(label_smoothing)

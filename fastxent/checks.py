@@ -36,8 +36,15 @@ def gradient_dtype(dtype):
     return np.dtype(np.float32) if dtype.itemsize == 1 else dtype.newbyteorder("=")
 
 
-def refuse_what_numpy_would_misread(logits):
-    """Raise for what ``np.asarray`` would turn into something else without a word."""
+def read_array(logits):
+    """Logits as an array: what NumPy reads, or what lies on the CPU and speaks DLPack."""
+    _refuse_what_numpy_would_misread(logits)
+    if not hasattr(logits, "__array__") and hasattr(logits, "__dlpack__"):
+        return np.from_dlpack(logits)
+    return np.asarray(logits)
+
+
+def _refuse_what_numpy_would_misread(logits):
     library = type(logits).__module__.partition(".")[0]
     if getattr(logits, "requires_grad", False) is True:
         raise TypeError(
@@ -64,16 +71,14 @@ def check_logits(shape, dtype, axis=-1):
 
 def read_logits(logits, axis=-1):
     """Logits as an array of a supported dtype with at least one class, these moved to the last axis: a view."""
-    refuse_what_numpy_would_misread(logits)
-    logits = np.asarray(logits)
+    logits = read_array(logits)
     check_logits(logits.shape, logits.dtype, axis)
     return classes_last(logits, axis)
 
 
 def read_rows(logits, axis, where=None):
     """`AxisRows` of logits over ``axis``: an int, a tuple of them, or None for all."""
-    refuse_what_numpy_would_misread(logits)
-    array = np.asarray(logits)
+    array = read_array(logits)
     axes = tuple(range(array.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     for one in axes or (-1,):
         check_logits(array.shape, array.dtype, one)

@@ -55,7 +55,7 @@ def cross_entropy_hvp(
     >>> fastxent.cross_entropy_hvp(np.zeros((1, 2)), [0], [[1.0, 0.0]])
     array([[ 0.25, -0.25]])
     """
-    logits = np.asarray(logits)
+    logits = checks.read_array(logits)
     v = checks.read_like("v", v, logits)
     if out is not None and out is not v and np.may_share_memory(out, v):
         raise ValueError("out must be v itself or not overlap it")
@@ -91,7 +91,7 @@ def cross_entropy_hessian_diag(
     def diagonal(rows, _, p, slope, c, square):
         return slope**2 * (c * p * probmath.complement(p) + square * p**2)
 
-    return _by_blocks(np.asarray(logits), targets, np.ones(()), diagonal, grad_output, out, backend, options)
+    return _by_blocks(checks.read_array(logits), targets, np.ones(()), diagonal, grad_output, out, backend, options)
 
 
 def _by_blocks(logits, targets, v, entries, grad_output, out, backend, options):

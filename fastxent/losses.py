@@ -164,7 +164,7 @@ def cross_entropy_with_grad(
     """
     problem = arguments.normalise(logits, targets, options)
     axis = problem.options.axis
-    dlogits = checks.read_out(out, np.asarray(logits))
+    dlogits = checks.read_out(out, checks.read_array(logits))
     grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
     of_rows, rows = terms.of(problem), as_rows(classes_last(dlogits, axis))
     statistics = backends.choose(backend).statistics_and_gradient(
@@ -260,7 +260,7 @@ def nll_loss_grad(
     """
     problem, of_rows = _nll_problem(log_probs, targets, weight, ignore_index, reduction, axis)
     grad_output = checks.read_grad_output(grad_output, reduction, problem.shape).reshape(-1)
-    gradient = checks.read_out(out, np.asarray(log_probs))
+    gradient = checks.read_out(out, checks.read_array(log_probs))
     gradient[...] = 0
     hit = np.broadcast_to(of_rows.coefficients(grad_output).hit, len(of_rows.targets))
     rows, counts = as_rows(classes_last(gradient, axis)), of_rows.targets >= 0

@@ -26,10 +26,16 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows):
-        return self._array[self._places(rows)].reshape(-1, self.shape[1])
+        start, stop, _ = rows.indices(len(self))
+        block = np.empty((stop - start, self.shape[1]), self.dtype)
+        for view, place in self._views(start, stop):
+            block[place].reshape(view.shape)[...] = view
+        return block
 
     def __setitem__(self, rows, values):
-        self._array[self._places(rows)] = np.reshape(values, (-1, *self._classes))
+        values = np.reshape(values, (-1, self.shape[1]))
+        for view, place in self._views(*rows.indices(len(self))[:2]):
+            view[...] = values[place].reshape(view.shape)
 
     def points(self, ids):
         """The elements ``ids`` (N, k)."""
@@ -39,10 +45,37 @@ class Rows:
         """Write elements ``ids`` of ``rows``, all one-dimensional."""
         self._array[(*self._places(rows), ids)] = values
 
+    def _views(self, start, stop):
+        """Views of the array that together are the rows from ``start`` to ``stop``, each with its slice of them."""
+        done = 0
+        for view in _cut(self._array, self._batch, start, stop):
+            count = view.size // self.shape[1]
+            yield view, slice(done, done + count)
+            done += count
+
     def _places(self, rows):
         if not self._batch:
             return ()
         return np.unravel_index(np.arange(len(self))[rows], self._batch)
+
+
+def _cut(array, batch, start, stop):
+    """Views of the elements ``start`` to ``stop`` of the axes ``batch`` in C order: a box each, as large as can be."""
+    if start == stop:
+        return
+    if (start, stop) == (0, math.prod(batch)):
+        yield array
+        return
+    inner = math.prod(batch[1:])
+    first, last = -(-start // inner), stop // inner
+    if start < min(first * inner, stop):
+        yield from _cut(
+            array[first - 1], batch[1:], start - (first - 1) * inner, min(inner, stop - (first - 1) * inner)
+        )
+    if first < last:
+        yield array[first:last]
+    if max(last, first) * inner < stop:
+        yield from _cut(array[last], batch[1:], 0, stop - last * inner)
 
 
 class Masked:

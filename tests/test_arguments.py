@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import fastxent
+from fastxent import checks
 
 LOGITS = np.zeros((3, 4), np.float32)
 TARGETS = np.array([0, 1, 2])
@@ -186,3 +187,25 @@ def test_ignore_index_inside_the_classes():
 
 def test_lists_are_read():
     assert fastxent.cross_entropy([[0.0, 0.0]], [0]) == pytest.approx(np.log(2))
+
+
+class _Exported:
+    """What only speaks DLPack."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_dlpack_is_read_without_a_copy():
+    logits = np.random.default_rng(0).standard_normal((3, 4))
+    want = fastxent.cross_entropy_with_grad(logits, TARGETS)
+    got = fastxent.cross_entropy_with_grad(_Exported(logits), TARGETS)
+    assert got[0] == want[0]
+    np.testing.assert_array_equal(got[1], want[1])
+    assert np.shares_memory(checks.read_array(_Exported(logits)), logits)

@@ -330,6 +330,39 @@ class TestLaws:
         assert np.abs(gradient.sum(axis=1)).max() <= 1e-14
 
     @law
+    def test_masked_equals_removed(self, logits, data):
+        targets, options = self.targets(logits, data), {"reduction": "none", "z_loss": 0.1, "temperature": 2.0}
+        masked = np.insert(logits, data.draw(st.integers(0, logits.shape[1])), -np.inf, axis=1)
+        place = np.isneginf(masked[0]).argmax()
+        moved = targets + (targets >= place)
+        want = fastxent.cross_entropy_with_grad(logits, targets, **options)
+        got = fastxent.cross_entropy_with_grad(masked, moved, **options)
+        np.testing.assert_allclose(got[0], want[0], rtol=4e-15, atol=1e-307)
+        assert not got[1][:, place].any()
+        np.testing.assert_allclose(np.delete(got[1], place, axis=1), want[1], rtol=1e-12, atol=1e-14)
+
+    @law
+    def test_soft_one_hot_equals_index(self, logits, data):
+        targets, options = self.targets(logits, data), {"reduction": "none"}
+        want = fastxent.cross_entropy_with_grad(logits, targets, **options)
+        for soft in (np.eye(logits.shape[1])[targets], (targets[:, None], np.ones((len(targets), 1)))):
+            got = fastxent.cross_entropy_with_grad(logits, soft, **options)
+            np.testing.assert_allclose(got[0], want[0], rtol=4e-15, atol=1e-307)
+            np.testing.assert_allclose(got[1], want[1], rtol=1e-13, atol=1e-300)
+
+    @law
+    def test_sparse_equals_dense(self, logits, data):
+        ids = np.array([[data.draw(st.integers(0, logits.shape[1] - 1)) for _ in range(3)] for _ in logits])
+        probabilities = np.array([[data.draw(st.floats(0, 1)) for _ in range(3)] for _ in logits])
+        dense = np.zeros(logits.shape)
+        np.add.at(dense, (np.arange(len(ids))[:, None], ids), probabilities)
+        smoothing = data.draw(st.sampled_from([0.0, 0.3]))
+        want = fastxent.cross_entropy_with_grad(logits, dense, label_smoothing=smoothing)
+        got = fastxent.cross_entropy_with_grad(logits, (ids, probabilities), label_smoothing=smoothing)
+        np.testing.assert_allclose(got[0], want[0], rtol=1e-14, atol=1e-300)
+        np.testing.assert_allclose(got[1], want[1], rtol=1e-12, atol=1e-15)
+
+    @law
     def test_losses_are_not_negative(self, logits, data):
         assert (fastxent.cross_entropy(logits, self.targets(logits, data), reduction="none") >= 0).all()
 
