@@ -36,7 +36,7 @@ def test_an_absent_one_is_named(monkeypatch):
 
 def test_a_wrong_gradient_is_seen(monkeypatch):
     def off_by_sign(logits, targets):
-        return lambda: -fastxent.cross_entropy_grad(logits, targets)
+        return lambda: -fastxent.cross_entropy_grad(logits, targets, reduction="sum")
 
     table = {"fastxent": candidates.LOSS_AND_GRADIENT["fastxent"], "sign": off_by_sign}
     monkeypatch.setattr(compare, "OPERATIONS", {"loss": {}, "loss and gradient": table})

@@ -1,7 +1,8 @@
 """Candidates: our backends and other libraries' cross entropy, each a setup that returns a zero-argument callable.
 
-A loss candidate returns per-row losses (N,); a gradient candidate the gradient (N, V) of their mean. A setup that needs
-what is not installed raises ImportError, one that cannot do what is asked UnsupportedError.
+A loss candidate returns per-row losses (N,); a gradient candidate the gradient (N, V) of their sum: that of a mean over
+many rows is 0 in float16. A setup that needs what is not installed raises ImportError, one that cannot do what is asked
+UnsupportedError.
 """
 
 import shutil
@@ -26,13 +27,12 @@ def numpy_cross_entropy(logits, targets):
 
 
 def numpy_cross_entropy_with_grad(logits, targets):
-    """The mean loss and its gradient in plain NumPy."""
+    """The sum of the losses and its gradient in plain NumPy."""
     each = np.arange(len(logits))
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
-    loss = -np.log(p[each, targets]).mean()
+    loss = -np.log(p[each, targets]).sum()
     p[each, targets] -= 1
-    p /= len(logits)
     return loss, p
 
 
@@ -42,7 +42,7 @@ def _ours(logits, targets):
 
 def _ours_with_grad(logits, targets):
     out = np.empty_like(logits)
-    return lambda: fastxent.cross_entropy_with_grad(logits, targets, out=out)[1]
+    return lambda: fastxent.cross_entropy_with_grad(logits, targets, reduction="sum", out=out)[1]
 
 
 def _tensor(array):
@@ -79,7 +79,7 @@ def _torch_with_grad(logits, targets, compiled=False):
 
     x, t = _tensor(logits.copy()).requires_grad_(True), _tensor(targets)
     function = _compiled(torch.nn.functional.cross_entropy, compiled)
-    return lambda: _array(torch.autograd.grad(function(x, t), x)[0])
+    return lambda: _array(torch.autograd.grad(function(x, t, reduction="sum"), x)[0])
 
 
 def _compiled(function, wanted):
@@ -110,7 +110,7 @@ def _jax_with_grad(logits, targets):
 
     _refuse_fewer_threads("jax")
     x, t = jax.device_put(logits), jax.device_put(targets)
-    compiled = jax.jit(jax.value_and_grad(lambda x, t: optax.softmax_cross_entropy_with_integer_labels(x, t).mean()))
+    compiled = jax.jit(jax.value_and_grad(lambda x, t: optax.softmax_cross_entropy_with_integer_labels(x, t).sum()))
     return lambda: np.asarray(jax.block_until_ready(compiled(x, t))[1])
 
 
@@ -135,7 +135,7 @@ def _scikit_learn_with_grad(logits, targets):
 
     _refuse_half("scikit-learn", logits)
     loss, classes, threads = HalfMultinomialLoss(n_classes=logits.shape[1]), targets.astype(logits.dtype), _threads()
-    return lambda: loss.loss_gradient(classes, logits, n_threads=threads)[1] / len(logits)
+    return lambda: loss.loss_gradient(classes, logits, n_threads=threads)[1]
 
 
 def _onnxruntime(logits, targets):

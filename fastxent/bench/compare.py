@@ -62,7 +62,7 @@ def compare(shapes, dtypes=("float32",), threads=(None,), rounds=7):
                 with _threads(number):
                     yield _compare("loss", logits, targets, losses, partial(limits.read, logits), rounds)
                     copy = partial(limits.copy, logits, out)
-                    yield _compare("loss and gradient", logits, targets, gradient / rows, copy, rounds)
+                    yield _compare("loss and gradient", logits, targets, gradient, copy, rounds)
 
 
 def machine():
