@@ -135,34 +135,32 @@ def _run(problem, grad_output, dlogits, backend):
     losses = np.empty(problem.logits.shape, real) if problem.reduction == "none" else None
     with np.errstate(divide="ignore", invalid="ignore"):
         upstream = np.zeros(()) if grad_output is None else grad_output / divided_by
+    weights = {"weight": problem.weight, "pos_weight": problem.pos_weight, "upstream": upstream}
+    # what is one number for all elements stays one
+    fixed = {name: values.astype(np.float64).reshape(1) for name, values in weights.items() if values.ndim == 0}
+    fixed |= {"losses": np.empty(_CHUNK), "gradient": np.empty(0, real)}
+    read = {"logits": problem.logits, "targets": problem.targets}
+    read |= {name: values for name, values in weights.items() if name not in fixed}
+    written = {name: array for name, array in (("losses", losses), ("gradient", dlogits)) if array is not None}
     total = reduction.Total()
-    operands: list[Any] = [
-        problem.logits,
-        problem.targets,
-        problem.weight,
-        problem.pos_weight,
-        upstream,
-        losses,
-        dlogits,
-    ]
-    flags: list[Any] = [["readonly", "contig"]] * 5 + [["writeonly", "contig"]] * 2
-    dtypes = [real, real, np.float64, np.float64, np.float64, np.float64, real]
-    there = [i for i, operand in enumerate(operands) if operand is not None]
-    chunks = np.nditer(
-        [operands[i] for i in there], ["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"],
-        [flags[i] for i in there], [dtypes[i] for i in there], "C", "unsafe", buffersize=_CHUNK,
-    )  # fmt: skip
-    with chunks:
+    with _chunks(read, written, real) as chunks:
         for chunk in chunks if problem.logits.size else ():
-            x, y, weight, pos_weight, g, *written = chunk
-            y = y * (1.0 - problem.label_smoothing) + 0.5 * problem.label_smoothing
-            positive, negative = (weight * pos_weight * y).astype(real), (weight * (1.0 - y)).astype(real)
-            chunk_losses = np.empty(len(x)) if losses is None else written.pop(0)
-            gradient = written[0] if written else np.empty(0, real)
-            verbs.binary(x, positive, negative, g, chunk_losses, gradient)
+            arrays = fixed | dict(zip((*read, *written), chunk, strict=True))
+            arrays["losses"] = arrays["losses"][: len(arrays["logits"])]
+            verbs.binary(label_smoothing=problem.label_smoothing, **arrays)
             if losses is None:
-                total.add(chunk_losses)
+                total.add(arrays["losses"])
     if losses is not None:
         return losses[()]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return real.type((total.value() if problem.logits.size else np.float64(0.0)) / divided_by)
+        return real.type(total.value() / divided_by)
+
+
+def _chunks(read, written, real):
+    """An iterator over contiguous chunks of arrays that broadcast, logits and their like as ``real``."""
+    operands: list[Any] = [*read.values(), *written.values()]
+    kinds = ["readonly"] * len(read) + ["writeonly"] * len(written)
+    flags: list[Any] = [[kind, "contig", "overlap_assume_elementwise"] for kind in kinds]
+    dtypes = [real if name in ("logits", "targets", "gradient") else np.float64 for name in (*read, *written)]
+    how: list[Any] = ["external_loop", "buffered", "zerosize_ok", "copy_if_overlap"]
+    return np.nditer(operands, how, flags, dtypes, "C", "unsafe", buffersize=_CHUNK)

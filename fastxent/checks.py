@@ -205,10 +205,18 @@ def check_reduction(reduction):
 
 def check_amounts(name, values):
     """Finite and not negative, without a temporary of their size."""
-    if values.size and not (values.min() >= 0 and values.max() < np.inf):
+    if values.size and not _bits_of_amounts(values) and not (values.min() >= 0 and values.max() < np.inf):
         rows = values.reshape(-1)
         first = next(value for value in rows if not 0 <= value < np.inf)
         raise ValueError(f"{name} must be finite and not negative; got {first}")
+
+
+def _bits_of_amounts(values):
+    """Whether all are finite and not negative by their bits alone, in one pass: False may also mean -0."""
+    if values.dtype.kind != "f" or not values.dtype.isnative:
+        return False
+    unsigned = np.dtype(f"u{values.dtype.itemsize}")
+    return values.view(unsigned).max() < np.array(np.inf, values.dtype).view(unsigned)
 
 
 def check_within(name, values):

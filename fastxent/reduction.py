@@ -21,7 +21,7 @@ class Total:
 
     def value(self):
         """The sum of all."""
-        return np.concatenate(self._sums).sum() + self._rest.sum()
+        return np.concatenate([*self._sums, np.empty(0)]).sum() + self._rest.sum()
 
 
 def total(values):

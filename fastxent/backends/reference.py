@@ -112,17 +112,22 @@ def softmax(logits, out, *, temperature=1.0):
     return out
 
 
-def binary(logits, positive, negative, upstream, losses, gradient):
-    """positive log(1 + exp(-x)) + negative log(1 + exp(x)) of each logit x, to ``losses``; and its derivative by x,
-    times ``upstream``, to ``gradient`` unless that has length 0. All (n,) and contiguous, losses and upstream float64.
+def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losses, gradient):
+    """weight [pos_weight y log(1 + exp(-x)) + (1 - y) log(1 + exp(x))] of each logit x to ``losses``, y its target
+    drawn towards 1/2; and the derivative by x, times ``upstream``, to ``gradient`` unless that has length 0.
+
+    logits and targets (n,), weights and upstream (n,) or (1,); losses, weights and upstream float64; all contiguous.
     """
-    x, q = logits.astype(np.float64), np.exp(-np.abs(logits.astype(np.float64)))
-    size = np.where(np.where(x < 0, positive, negative) > 0, np.abs(x), 0.0)
+    x, y = logits.astype(np.float64), targets * (1 - label_smoothing) + 0.5 * label_smoothing
+    positive, negative, q = pos_weight * y, 1 - y, np.exp(-np.abs(x))
+    wrong = np.where(x < 0, positive, negative)
     with np.errstate(invalid="ignore"):
-        losses[:] = (positive + negative) * np.log1p(q) + np.where(x < 0, positive, negative) * size
+        loss = (positive + negative) * np.log1p(q) + wrong * np.where(wrong > 0, np.abs(x), 0.0)
+        losses[:] = np.where(weight == 0, 0.0, weight * loss)
     if len(gradient):
         near, far = 1 / (1 + q), q / (1 + q)
-        gradient[:] = upstream * (negative * np.where(x < 0, far, near) - positive * np.where(x < 0, near, far))
+        slope = negative * np.where(x < 0, far, near) - positive * np.where(x < 0, near, far)
+        gradient[:] = upstream * weight * slope
 
 
 def _each(logits, temperature):

@@ -20,6 +20,7 @@ from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, Coefficients, LseSta
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
 _ROWS = 1 << 18  # and rows, for their scratch
+_BINARY = 8  # an element of a binary loss is as much work as so many others
 _GATHER = 1 << 20  # elements gathered at a time: a few megabytes, still in the cache when the kernel reads them
 
 
@@ -123,10 +124,11 @@ def softmax(logits, out, *, temperature=1.0):
     return out
 
 
-def binary(logits, positive, negative, upstream, losses, gradient):
+def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losses, gradient):
     """See `fastxent.backends.reference.binary`."""
-    read = map(_read_only, (logits, positive, negative, np.ascontiguousarray(upstream)))
-    _binary(len(logits), *read, losses, gradient)
+    logits, targets, weight, pos_weight, upstream = map(_read_only, (logits, targets, weight, pos_weight, upstream))
+    keep, even = 1.0 - label_smoothing, 0.5 * label_smoothing
+    _binary(_BINARY * len(logits), logits, targets, weight, pos_weight, keep, even, upstream, losses, gradient)
 
 
 def _blocks(logits, spread):

@@ -27,8 +27,8 @@ def compile_for(dtype):
         cpu.statistics(logits, targets)
         cpu.accumulate(logits, targets)
         if dtype == own:  # smaller formats come as float32
-            flat, wide = logits.reshape(-1), np.zeros(logits.size)
-            cpu.binary(flat, flat, flat, wide, wide, flat.copy())
+            flat, one = logits.reshape(-1), np.ones(1)
+            cpu.binary(flat, flat, one, one, 0.0, one, np.empty(logits.size), flat.copy())
         for written in {own, dtype}:
             cpu.statistics_and_gradient(logits, targets, coefficients, np.empty(shape, written))
             cpu.log_softmax(logits, np.empty(shape, written))
