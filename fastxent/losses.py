@@ -165,6 +165,8 @@ def cross_entropy_with_grad(
     problem = arguments.normalise(logits, targets, options)
     axis = problem.options.axis
     dlogits = checks.read_out(out, checks.read_array(logits))
+    if out is not None and isinstance(targets, np.ndarray) and np.may_share_memory(out, targets):
+        raise ValueError("out must not overlap targets, which are read while it is written")
     grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
     of_rows, rows = terms.of(problem), as_rows(classes_last(dlogits, axis))
     statistics = backends.choose(backend).statistics_and_gradient(

@@ -201,3 +201,10 @@ def test_torchs_ignored_rows_under_every_option():
     np.testing.assert_allclose(whole[0], part[0], rtol=1e-14)
     np.testing.assert_allclose(whole[1][kept], part[1], rtol=1e-11, atol=1e-18)
     assert not whole[1][~kept].any()
+
+
+def test_out_may_not_be_the_probabilities():
+    probabilities = np.full((2, 3), 0.5)
+    with pytest.raises(ValueError, match="out must not overlap targets"):
+        fastxent.cross_entropy_grad(np.zeros((2, 3)), probabilities, out=probabilities)
+    np.testing.assert_array_equal(probabilities, 0.5)
