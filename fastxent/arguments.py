@@ -92,7 +92,7 @@ def _read_probabilities(targets, options, logits_shape):
         probabilities = classes_last(targets, options.axis)
     if probabilities.shape != logits_shape:
         check_targets(targets.shape, targets.dtype, logits_shape, options.axis)
-    if targets.dtype not in checks.DTYPES:
+    if not checks.is_floating(targets.dtype):
         raise TypeError(f"targets must be class indices or probabilities, not {targets.dtype}")
     if options.ignore_index is not None and options.ignore_index >= 0:
         raise ValueError(
@@ -108,7 +108,7 @@ def _read_sparse(targets, ignore_index, shape, classes):
     ids, probabilities = map(np.asarray, targets)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids of sparse targets must be integers, not {ids.dtype}")
-    if probabilities.dtype not in checks.DTYPES:
+    if not checks.is_floating(probabilities.dtype):
         raise TypeError(f"probabilities of sparse targets must be real numbers, not {probabilities.dtype}")
     if ids.shape[:-1] != shape or ids.ndim != len(shape) + 1:
         raise ValueError(f"ids of sparse targets must have the shape {shape} and one axis more; got {ids.shape}")
@@ -203,7 +203,7 @@ def read_binary(logits, targets, *, weight=None, pos_weight=None, label_smoothin
     targets = np.asarray(targets)
     if targets.shape != logits.shape:
         raise ValueError(f"targets must have the logits' shape {logits.shape}; got {targets.shape}")
-    if targets.dtype.kind not in "fiub" and targets.dtype not in checks.DTYPES:
+    if targets.dtype.kind not in "fiub" and not checks.is_floating(targets.dtype):
         raise TypeError(f"targets must hold real numbers in [0, 1], not {targets.dtype}")
     checks.check_within("targets", targets)
     return BinaryProblem(

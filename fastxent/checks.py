@@ -20,9 +20,14 @@ DTYPES = tuple(
 )
 
 
+def is_floating(dtype):
+    """Whether this is one of `DTYPES`, in whatever byte order."""
+    return dtype in DTYPES or dtype.newbyteorder("=") in DTYPES
+
+
 def check_dtype(dtype):
     """Logits of this dtype can be taken, or a TypeError says which can."""
-    if dtype not in DTYPES and dtype.newbyteorder("=") not in DTYPES:
+    if not is_floating(dtype):
         raise TypeError(f"logits must have one of the dtypes {', '.join(map(str, DTYPES))}, not {dtype}")
 
 
@@ -158,7 +163,7 @@ def read_row_gradient(grad_output, rows):
 def read_like(name, values, array):
     """Real numbers of the shape of ``array``, or that broadcast to it."""
     values = np.asarray(values)
-    if values.dtype.kind not in "fiu" and values.dtype not in DTYPES:
+    if values.dtype.kind not in "fiu" and not is_floating(values.dtype):
         raise TypeError(f"{name} must hold real numbers, not {values.dtype}")
     try:
         return np.broadcast_to(values, array.shape)
@@ -169,7 +174,7 @@ def read_like(name, values, array):
 def read_reals(name, values):
     """An array of real numbers as float64."""
     values = np.asarray(values)
-    if values.dtype.kind not in "fiu" and values.dtype not in DTYPES:
+    if values.dtype.kind not in "fiu" and not is_floating(values.dtype):
         raise TypeError(f"{name} must hold real numbers, not {values.dtype}")
     return values.astype(np.float64)
 

@@ -181,7 +181,7 @@ def test_out_of_any_layout():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize("target_dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("target_dtype", ["float32", "float64", "float16", ">f4", ">f8"])
 def test_probabilities_of_another_dtype(dtype, target_dtype):
     logits, probabilities, _ = Case(30, 200, dtype=dtype, targets="dense").build()
     probabilities = np.round(probabilities.astype(np.float64) * 64) / 64
