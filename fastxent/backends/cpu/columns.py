@@ -23,12 +23,12 @@ from fastxent.backends.cpu.formulas import (
     with_target,
 )
 from fastxent.backends.cpu.memory import load, load_some, load_tile, on_stack, prefetch, store, store_some, store_tile
+from fastxent.backends.cpu.rows import PREFETCH
 from fastxent.backends.cpu.vector import LANES, fma, lanes_of, larger, to_float64, weighted, where, widest_registers
-from fastxent.state import IGNORED, LARGEST, STRIP
+from fastxent.state import IGNORED, LARGEST
 
 # up to as many classes: 50 ns a row there against 117 for rows one by one
 FEW = 128
-PREFETCH = 4 * STRIP
 
 _tiles = on_stack(FEW * LANES)
 
