@@ -32,7 +32,7 @@ def check_dtype(dtype):
 
 
 def loss_dtype(dtype):
-    """What losses of logits of ``dtype`` are: float64 for float64, else float32, never rounded to half."""
+    """What logits of ``dtype`` are computed with and their losses are: float64 for float64, else float32."""
     return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
@@ -162,9 +162,7 @@ def read_row_gradient(grad_output, rows):
 
 def read_like(name, values, array):
     """Real numbers of the shape of ``array``, or that broadcast to it."""
-    values = np.asarray(values)
-    if values.dtype.kind not in "fiu" and not is_floating(values.dtype):
-        raise TypeError(f"{name} must hold real numbers, not {values.dtype}")
+    values = _array_of_reals(name, values)
     try:
         return np.broadcast_to(values, array.shape)
     except ValueError:
@@ -173,10 +171,14 @@ def read_like(name, values, array):
 
 def read_reals(name, values):
     """An array of real numbers as float64."""
+    return _array_of_reals(name, values).astype(np.float64)
+
+
+def _array_of_reals(name, values):
     values = np.asarray(values)
     if values.dtype.kind not in "fiu" and not is_floating(values.dtype):
         raise TypeError(f"{name} must hold real numbers, not {values.dtype}")
-    return values.astype(np.float64)
+    return values
 
 
 def read_real(name, value):

@@ -174,12 +174,11 @@ def log_softmax_grad(
     >>> fastxent.log_softmax_grad(np.zeros(4), grad_output=[1, 0, 0, 0])
     array([ 0.75, -0.25, -0.25, -0.25])
     """
-    rows, written = _read(logits, axis, where, out)
-    upstream = rows.like(checks.read_like("grad_output", grad_output, rows.array))
-    for some, p in _probabilities(rows, scale, backend):
-        g = rows.where_kept(some, upstream[some])
-        written.rows[some] = float(scale) * (g - p * g.sum(axis=1, keepdims=True))
-    return written.array
+
+    def product(p, g):
+        return g - p * g.sum(axis=1, keepdims=True)
+
+    return _vector_jacobian(product, logits, grad_output, axis, scale, where, out, backend)
 
 
 def softmax_grad(
@@ -200,12 +199,7 @@ def softmax_grad(
     >>> fastxent.softmax_grad(np.zeros(4), grad_output=[4, 0, 0, 0])
     array([ 0.75, -0.25, -0.25, -0.25])
     """
-    rows, written = _read(logits, axis, where, out)
-    upstream = rows.like(checks.read_like("grad_output", grad_output, rows.array))
-    for some, p in _probabilities(rows, scale, backend):
-        g = rows.where_kept(some, upstream[some])
-        written.rows[some] = float(scale) * probmath.centred(p, g)
-    return written.array
+    return _vector_jacobian(probmath.centred, logits, grad_output, axis, scale, where, out, backend)
 
 
 def _temperature(scale):
@@ -230,6 +224,15 @@ def _read(logits, axis, where, out):
     rows = checks.read_rows(logits, axis, where)
     array = checks.read_out(out, rows.array)
     return rows, _Written(array, rows.like(array))
+
+
+def _vector_jacobian(product, logits, grad_output, axis, scale, where, out, backend):
+    """scale * product(p, g), block by block."""
+    rows, written = _read(logits, axis, where, out)
+    upstream = rows.like(checks.read_like("grad_output", grad_output, rows.array))
+    for some, p in _probabilities(rows, scale, backend):
+        written.rows[some] = float(scale) * product(p, rows.where_kept(some, upstream[some]))
+    return written.array
 
 
 def _probabilities(rows, scale, backend):

@@ -53,7 +53,10 @@ class TestAgreement:
         arguments = {"logits": want.logits, "targets": want.targets, "backend": backend} | want.options
         loss, lse, gradient = fastxent.cross_entropy_with_grad(**arguments, return_lse=True)
         np.testing.assert_array_equal(loss, fastxent.cross_entropy(**arguments))
-        np.testing.assert_allclose(lse, want.lse.astype(lse.dtype), 1e-6, 3 * want.loss_slack.max() + 1e-6)
+        budget = exact.LOSS[exact.computed(case.dtype)]
+        # z_t + nll may cancel: held to the span of its row
+        atol = 2 * budget * spread(want.logits) / want.options.get("temperature", 1.0) + 3 * want.loss_slack.max()
+        np.testing.assert_allclose(lse.astype(exact.REAL), want.lse, 2 * budget, atol)
         assert gradient.dtype == ("float32" if case.dtype.startswith("float8") else case.dtype)
         assert not gradient[~want.counted].any()
         computed = exact.computed(case.dtype)

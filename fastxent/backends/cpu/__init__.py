@@ -16,6 +16,7 @@ from fastxent.backends.cpu import binary as binary_kernel
 from fastxent.backends.cpu import cache, kernels
 from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
+from fastxent.checks import loss_dtype
 from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, Coefficients, LseState, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
@@ -37,11 +38,6 @@ def _read_only(block):
     view = block.view()
     view.flags.writeable = False
     return view
-
-
-def _real(dtype):
-    """What logits of ``dtype`` are computed with."""
-    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)
 
 
 def why_unavailable():
@@ -133,7 +129,7 @@ def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losse
 
 def _blocks(logits, spread):
     """``rows, block, shares``: slices of rows, their logits as a contiguous native array, and their shares."""
-    real, probabilities = _real(logits.dtype), None if spread is None else spread.probabilities
+    real, probabilities = loss_dtype(logits.dtype), None if spread is None else spread.probabilities
     ready = _ready(logits, logits.dtype) and (probabilities is None or _ready(probabilities, real))
     size = min(_ROWS, max(1, (_LAUNCH if ready else _GATHER) // logits.shape[1]))
     shares = _shares(spread, real)
@@ -159,7 +155,7 @@ def _ready(array, dtype):
 @contextlib.contextmanager
 def _written(out, rows, logits_dtype):
     """An array for a kernel to write that ends up in ``out[rows]``: itself where a kernel for its like exists."""
-    own = _real(logits_dtype)
+    own = loss_dtype(logits_dtype)
     if (
         isinstance(out, np.ndarray)
         and out.flags.c_contiguous
@@ -192,7 +188,7 @@ def _coefficients(coefficients, rows):
 
 @functools.lru_cache
 def _scaling(dtype, softcap, temperature):
-    real = _real(dtype).type
+    real = loss_dtype(dtype).type
     cap = real(0.0 if softcap is None else 1.0 / softcap)
     high, low, nats = rowmath.rate(real, softcap, temperature)
     return kernels.Scaling(high, low, nats, cap, *rowmath.rate(np.float64, softcap, temperature))
