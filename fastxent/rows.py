@@ -28,14 +28,24 @@ class Rows:
     def __getitem__(self, rows):
         start, stop, _ = rows.indices(len(self))
         block = np.empty((stop - start, self.shape[1]), self.dtype)
-        for view, place in self._views(start, stop):
+        for view, place in self.boxes(rows):
             block[place].reshape(view.shape)[...] = view
         return block
 
     def __setitem__(self, rows, values):
         values = np.reshape(values, (-1, self.shape[1]))
-        for view, place in self._views(*rows.indices(len(self))[:2]):
+        for view, place in self.boxes(rows):
             view[...] = values[place].reshape(view.shape)
+
+    @property
+    def together(self):
+        """How many rows at a time lie in memory in C order; 0 if not even one does."""
+        view, count = self._array, len(self)
+        for length in self._batch:
+            if not count or view.flags.c_contiguous:
+                break
+            view, count = view[0], count // length
+        return count if view.flags.c_contiguous else 0
 
     def points(self, ids):
         """The elements ``ids`` (N, k)."""
@@ -45,8 +55,9 @@ class Rows:
         """Write elements ``ids`` of ``rows``, all one-dimensional."""
         self._array[(*self._places(rows), ids)] = values
 
-    def _views(self, start, stop):
-        """Views of the array that together are the rows from ``start`` to ``stop``, each with its slice of them."""
+    def boxes(self, rows):
+        """Views of the array that together are the slice ``rows``, each with its place in that slice."""
+        start, stop, _ = rows.indices(len(self))
         done = 0
         for view in _cut(self._array, self._batch, start, stop):
             count = view.size // self.shape[1]
@@ -133,6 +144,13 @@ class AxisRows:
         """``values`` in float64, 0 where the mask leaves their logit out."""
         values = values.astype(np.float64)
         return values if self.mask is None else np.where(self.mask[rows], values, 0.0)
+
+
+def boxes(rows, part):
+    """Views of an array that together are the slice ``part`` of ``rows`` (N, V), each with its place in that slice."""
+    if isinstance(rows, Rows):
+        return rows.boxes(part)
+    return [(view := rows[part], slice(0, len(view)))]
 
 
 def row_blocks(rows):

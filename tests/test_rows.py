@@ -39,6 +39,15 @@ def test_single_elements(shape):
     np.testing.assert_array_equal(array.reshape(-1, 5), flat)
 
 
+def test_rows_that_lie_together():
+    array = np.zeros((3, 4, 5))
+    assert rows.Rows(array).together == 12
+    assert rows.Rows(array[:, :-1]).together == 3
+    assert rows.Rows(array[:, ::2]).together == 1
+    assert rows.Rows(array[..., ::2]).together == 0
+    assert rows.Rows(np.zeros((0, 4, 5))[:, :-1]).together == 0
+
+
 def test_blocks_are_some_megabytes():
     assert list(rows.row_blocks(np.empty((3, 1 << 19)))) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert list(rows.row_blocks(np.empty((5, 1 << 18)))) == [slice(0, 2), slice(2, 4), slice(4, 5)]

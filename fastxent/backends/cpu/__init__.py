@@ -13,16 +13,18 @@ import numpy as np
 
 from fastxent import rowmath
 from fastxent.backends.cpu import binary as binary_kernel
-from fastxent.backends.cpu import cache, kernels
+from fastxent.backends.cpu import cache, kernels, strided
 from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
 from fastxent.checks import loss_dtype
+from fastxent.rows import Masked, Rows, boxes
 from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, Coefficients, LseState, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
 _ROWS = 1 << 18  # and rows, for their scratch
 _BINARY = 8  # an element of a binary loss is as much work as so many others
 _GATHER = 1 << 20  # elements gathered at a time: a few megabytes, still in the cache when the kernel reads them
+_LINE = 64  # rows gathered at a time where four times that allows it: neighbours along the rows share cache lines
 
 
 _statistics = Twins(kernels.statistics)
@@ -130,19 +132,38 @@ def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losse
 def _blocks(logits, spread):
     """``rows, block, shares``: slices of rows, their logits as a contiguous native array, and their shares."""
     real, probabilities = loss_dtype(logits.dtype), None if spread is None else spread.probabilities
-    ready = _ready(logits, logits.dtype) and (probabilities is None or _ready(probabilities, real))
-    size = min(_ROWS, max(1, (_LAUNCH if ready else _GATHER) // logits.shape[1]))
     shares = _shares(spread, real)
-    for start in range(0, len(logits), size):
-        rows = slice(start, min(len(logits), start + size))
-        block = logits[rows] if ready else np.ascontiguousarray(logits[rows], logits.dtype.newbyteorder("="))
+    for rows in _slices(logits, probabilities, real):
+        block = _gathered(logits, rows, logits.dtype.newbyteorder("="))
         if probabilities is not None:
-            shares = shares._replace(probabilities=_read_only(np.ascontiguousarray(probabilities[rows], real)))
+            shares = shares._replace(probabilities=_read_only(_gathered(probabilities, rows, real)))
         yield rows, _read_only(viewed(block)), shares
 
 
+def _slices(logits, probabilities, real):
+    """Slices of rows for one launch each: those that lie together in memory, else few enough to be gathered."""
+    count, classes = logits.shape
+    together = _together(logits, logits.dtype)
+    if probabilities is not None:
+        together = min(together, _together(probabilities, real))
+    size = _LAUNCH // classes
+    if together < min(count, _GATHER // classes):
+        together, size = count, max(_GATHER // classes, min(_LINE, 4 * _GATHER // classes))
+    for first in range(0, count, max(1, together)):
+        last = min(count, first + together)
+        for start in range(first, last, step := min(_ROWS, max(1, size))):
+            yield slice(start, min(last, start + step))
+
+
+def _together(rows, dtype):
+    """How many rows at a time a kernel may read as they lie."""
+    if isinstance(rows, Rows) and rows.dtype == dtype and dtype.isnative:
+        return rows.together
+    return len(rows) if _ready(rows, dtype) else 0
+
+
 def _ready(array, dtype):
-    """Whether a kernel may read slices of ``array`` as they are."""
+    """Whether a kernel may read ``array`` as it is."""
     return (
         isinstance(array, np.ndarray)
         and array.flags.aligned
@@ -152,21 +173,34 @@ def _ready(array, dtype):
     )
 
 
+def _gathered(rows, part, dtype):
+    """``rows[part]`` as a contiguous native array of ``dtype``: a view where there is one."""
+    if isinstance(rows, Masked) or rows.dtype.newbyteorder("=") != dtype:
+        return np.ascontiguousarray(rows[part], dtype)
+    views = list(boxes(rows, part))
+    if len(views) == 1 and _ready(views[0][0], dtype):
+        return views[0][0].reshape(-1, rows.shape[1])
+    block = np.empty((part.stop - part.start, rows.shape[1]), dtype)
+    for view, place in views:
+        strided.copy(view, block[place].reshape(view.shape))
+    return block
+
+
 @contextlib.contextmanager
-def _written(out, rows, logits_dtype):
-    """An array for a kernel to write that ends up in ``out[rows]``: itself where a kernel for its like exists."""
-    own = loss_dtype(logits_dtype)
-    if (
-        isinstance(out, np.ndarray)
-        and out.flags.c_contiguous
-        and out.flags.aligned
-        and (out.dtype == own or (out.dtype == logits_dtype and out.dtype.itemsize == 2))
-    ):
-        yield viewed(out[rows])
-    else:
-        yield (written := np.empty((rows.stop - rows.start, out.shape[1]), own))
-        with np.errstate(over="ignore"):
-            out[rows] = written
+def _written(out, part, logits_dtype):
+    """An array for a kernel to write that ends up in ``out[part]``: itself where a kernel for its like exists."""
+    own, views = loss_dtype(logits_dtype), list(boxes(out, part))
+    as_it_is = own if out.dtype == own or out.dtype.itemsize != 2 else logits_dtype
+    if len(views) == 1 and _ready(views[0][0], as_it_is):
+        yield viewed(views[0][0].reshape(-1, out.shape[1]))
+        return
+    yield (written := np.empty((part.stop - part.start, out.shape[1]), own))
+    for view, place in views:
+        if out.dtype.newbyteorder("=") == own:
+            strided.copy(written[place].reshape(view.shape), view)
+        else:
+            with np.errstate(over="ignore"):
+                view[...] = written[place].reshape(view.shape)
 
 
 def _shares(spread, real):

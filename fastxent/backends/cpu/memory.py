@@ -115,7 +115,7 @@ _STEPS = {
 }
 
 
-def _transposed(builder, vectors):
+def transposed(builder, vectors):
     """Sixteen vectors, the rows of a matrix -> its columns."""
     for distance, choices in _STEPS.items():
         low, high = (ir.Constant(ir.VectorType(INT32, LANES), lanes) for lanes in choices)
@@ -170,7 +170,7 @@ def load_tile(typing, matrix, row, column, last, tile):
             rows.append(decode(builder, value, matrix.dtype))
         index = builder.mul(args[2], args[2].type(LANES))
         addresses = _addresses_in(context, builder, tile, args[4], index)
-        for column_of_rows, address in zip(_transposed(builder, rows), addresses, strict=True):
+        for column_of_rows, address in zip(transposed(builder, rows), addresses, strict=True):
             builder.store(column_of_rows, address).align = tile.dtype.bitwidth // 8
         return context.get_dummy_value()
 
@@ -188,7 +188,7 @@ def store_tile(typing, matrix, row, column, last, tile):
             columns.append(value := builder.load(address))
             value.align = tile.dtype.bitwidth // 8
         destinations = _rows_of_tile(context, builder, matrix, args)
-        for value, (inside, address) in zip(_transposed(builder, columns), destinations, strict=True):
+        for value, (inside, address) in zip(transposed(builder, columns), destinations, strict=True):
             lanes = _encoded(builder, value, Vector(tile.dtype), matrix)
             with builder.if_then(inside):
                 arguments = [lanes, address, INT32(matrix.dtype.bitwidth // 8), mask]
