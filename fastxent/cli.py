@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 import fastxent
-from fastxent import backends, io, scoring
+from fastxent import backends, io, runs
 from fastxent.bench import report
 from fastxent.checks import DTYPES
 
@@ -46,7 +46,7 @@ class Command(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             sys.exit(130)
-        except scoring.RunError as error:
+        except runs.RunError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
 
@@ -71,7 +71,7 @@ def main():
 def score(logits, targets, output, ignore_index, force, as_json, backend):
     """Score LOGITS (..., V) against TARGETS (...), .npy files of any size.
 
-    OUTPUT is a .npy of records, one a target in C order: log_prob (natural log, <= 0) and valid.
+    OUTPUT is a .npy of records, one a target in C order: log_prob (natural log, <= 0), valid and is_greedy.
     """
     if not output.parent.is_dir():
         raise click.UsageError(f"{output.parent} is not a folder")
@@ -79,7 +79,7 @@ def score(logits, targets, output, ignore_index, force, as_json, backend):
     task = bar.add_task("scoring", total=None)
     try:
         with bar:
-            summary = scoring.score_file(
+            summary = runs.score_file(
                 logits,
                 targets,
                 output,
@@ -113,7 +113,7 @@ def demo():
     console.print(_training_table(steps))
 
     logits_file, targets_file, output = demonstration.save(Path("fastxent-demo"), logits, targets)
-    summary = scoring.score_file(logits_file, targets_file, output, replace=True)
+    summary = runs.score_file(logits_file, targets_file, output, replace=True)
     console.print(f"[bold]2. The held-out logits[/], saved in {output.parent}/ and scored; the same again:")
     command = ["fastxent", "score", str(logits_file), str(targets_file), "-o", str(output), "--force"]
     console.print(f"   {shlex.join(command)}", highlight=False, soft_wrap=True)
@@ -170,7 +170,7 @@ def warmup(dtypes):
             total += number
             click.echo(f"{dtype}: {number} kernels")
     except OSError as error:
-        raise scoring.RunError(str(error)) from error
+        raise runs.RunError(str(error)) from error
     click.echo(f"{total} kernels compiled or found")
 
 

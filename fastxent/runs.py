@@ -1,4 +1,7 @@
-"""Scoring logits larger than memory: one record a target, block by block, and a summary."""
+"""A scoring run over files: blocks of logits in, records out, and a summary.
+
+What a record holds is said by `record_dtype` and `score_rows` alone; everything else carries records of any fields.
+"""
 
 import math
 import time
@@ -7,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from fastxent import arguments, backends, checks, io
-from fastxent.state import IGNORED, STRIP, LseState
+from fastxent.state import IGNORED
 
-# logits mapped at a time; a row longer than this goes in blocks of classes
+# logits mapped at a time, in whole rows
 BLOCK_BYTES = 64 << 20
 _ROWS = 1 << 20  # and rows: what is kept of one is some 60 bytes
 
@@ -55,22 +58,39 @@ class Summary:
             "gigabytes_per_second": self.bytes_read / self.seconds / 1e9 if self.seconds else math.nan,
         }
 
-    def add(self, records, greedy, size):
+    def add(self, records, size):
         """Count a block of `score_blocks`."""
         log_prob, valid = records["log_prob"], records["valid"]
         finite = valid & ~np.isnan(log_prob)
         self.rows += len(valid)
         self.valid += int(valid.sum())
         self.nan += int((valid & ~finite).sum())
-        self.correct += int((greedy & finite).sum())
+        self.correct += int((records["is_greedy"] & finite).sum())
         self.total_nll -= float(log_prob[finite].sum(dtype=np.float64))
         self.bytes_read += size
         self.seconds = time.perf_counter() - self._started
 
 
 def record_dtype(logits_dtype):
-    """The dtype of a score record: ``log_prob`` in nats, never above 0 and NaN where not ``valid``, and ``valid``."""
-    return np.dtype([("log_prob", np.dtype(logits_dtype).newbyteorder("=")), ("valid", np.bool_)])
+    """The dtype of a score record: ``log_prob`` in nats, never above 0 and NaN where not ``valid``; ``is_greedy``."""
+    return np.dtype([("log_prob", checks.loss_dtype(logits_dtype)), ("valid", np.bool_), ("is_greedy", np.bool_)])
+
+
+def score_rows(block, targets, verbs, temperature=1.0):
+    """Records of whole rows of logits (n, V) under marked targets (n,); `fastxent.arguments.mark_ignored` marks them.
+
+    The target is greedy if it is the largest logit, the lowest id among equals.
+    """
+    statistics = verbs.statistics(block, targets, temperature=temperature, wanted=("peak",))
+    records = np.empty(len(block), record_dtype(block.dtype))
+    records["valid"] = valid = targets != IGNORED
+    records["log_prob"] = np.where(valid, 0.0 - statistics.nll, np.nan)
+    target_logit = block[np.arange(len(block)), np.maximum(targets, 0)]
+    peak = statistics.peak.astype(records["log_prob"].dtype)
+    records["is_greedy"] = valid & (target_logit > peak)
+    tied = np.flatnonzero(valid & (target_logit == peak))
+    records["is_greedy"][tied] = block[tied].argmax(axis=1) == targets[tied]
+    return records
 
 
 def score_file(
@@ -100,7 +120,7 @@ def score_file(
         If the run fails later; the output is not there then.
     """
     with io.NpySource(logits) as logits, io.NpySource(targets) as targets:
-        blocks = score_blocks(logits, targets, ignore_index, backend)
+        blocks = score_blocks(logits, targets, ignore_index, backend=backend)
         dtype, inputs = record_dtype(logits.dtype), (logits.path, targets.path)
         sink = io.NpySink(output, dtype, targets.shape, replace=replace, inputs=inputs)
         try:
@@ -112,32 +132,30 @@ def score_file(
 def _write(blocks, sink, rows, advance):
     summary = Summary()
     with sink:
-        for records, greedy, size in blocks:
+        for records, size in blocks:
             sink.append(records)
-            summary.add(records, greedy, size)
+            summary.add(records, size)
             advance(summary.rows, rows)
     return summary
 
 
-def score_blocks(logits, targets, ignore_index=-100, backend=None, block_bytes=BLOCK_BYTES):
-    """Score logits (..., V) against targets (...) from sources, an iterator of ``records, greedy, bytes``.
+def score_blocks(logits, targets, ignore_index=-100, temperature=1.0, backend=None, block_bytes=BLOCK_BYTES):
+    """Score logits (..., V) against targets (...) from sources, an iterator of ``records, bytes``.
 
     Parameters
     ----------
     logits, targets : fastxent.io.NpySource
         Or another object with ``shape``, ``dtype`` and ``block(start, stop)``.
-    ignore_index, backend
+    ignore_index, temperature, backend
         As for `fastxent.cross_entropy`.
     block_bytes : int
-        Logits taken at a time.
+        Logits taken at a time, in whole rows.
 
     Returns
     -------
     iterator, block by block, of
     records : structured ndarray
         See `record_dtype`.
-    greedy : ndarray of bool
-        Whether the target is the largest logit, the lowest id among equals.
     bytes : int
         Of logits that belong to these records.
 
@@ -151,49 +169,16 @@ def score_blocks(logits, targets, ignore_index=-100, backend=None, block_bytes=B
     rows, classes = math.prod(targets.shape), logits.shape[-1]
     for start in range(0, rows, _ROWS):
         arguments.mark_ignored(targets.block(start, min(rows, start + _ROWS)), ignore_index, classes, start)
-    return _blocks(logits, targets, rows, classes, ignore_index, backends.choose(backend), block_bytes)
+    return _blocks(logits, targets, ignore_index, temperature, backends.choose(backend), block_bytes)
 
 
-def _blocks(logits, targets, rows, classes, ignore_index, verbs, block_bytes):
+def _blocks(logits, targets, ignore_index, temperature, verbs, block_bytes):
+    rows, classes = math.prod(targets.shape), logits.shape[-1]
     row_bytes = classes * logits.dtype.itemsize
     step = min(_ROWS, max(1, block_bytes // row_bytes))
-    score_rows = _score_whole_rows if row_bytes <= block_bytes else _score_long_row
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         marked, _ = arguments.mark_ignored(targets.block(start, stop), ignore_index, classes, start)
-        nll, greedy = score_rows(logits, marked, start, verbs, block_bytes)
-        valid = marked != IGNORED
-        yield _records(logits.dtype, nll, valid), greedy, int(valid.sum()) * row_bytes
-
-
-def _score_whole_rows(logits, targets, start, verbs, block_bytes):
-    classes = logits.shape[-1]
-    block = logits.block(start * classes, (start + len(targets)) * classes).reshape(len(targets), classes)
-    statistics = verbs.statistics(block, targets, wanted=("peak",))
-    valid = targets != IGNORED
-    target_logit = block[np.arange(len(block)), np.maximum(targets, 0)]
-    greedy = valid & (target_logit > statistics.peak)
-    tied = np.flatnonzero(valid & (target_logit == statistics.peak))
-    greedy[tied] = block[tied].argmax(axis=1) == targets[tied]
-    return statistics.nll, greedy
-
-
-def _score_long_row(logits, targets, row, verbs, block_bytes):
-    """One row, in blocks of classes; its state goes from block to block."""
-    if targets[0] == IGNORED:
-        return np.zeros(1), np.zeros(1, bool)
-    state, peak, largest, classes = LseState.empty(1), -np.inf, -1, logits.shape[-1]
-    step = max(1, block_bytes // (logits.dtype.itemsize * STRIP)) * STRIP
-    for start in range(0, classes, step):
-        block = logits.block(row * classes + start, row * classes + min(classes, start + step))[None]
-        state = verbs.accumulate(block, targets, vocab_start=start, state=state)
-        if (block_peak := np.fmax.reduce(block[0])) > peak:
-            peak, largest = block_peak, start + int((block[0] == block_peak).argmax())
-    return state.nll(), targets == largest
-
-
-def _records(dtype, nll, valid):
-    records = np.empty(len(nll), record_dtype(dtype))
-    records["log_prob"] = np.where(valid, 0.0 - nll, np.nan)
-    records["valid"] = valid
-    return records
+        block = logits.block(start * classes, stop * classes).reshape(stop - start, classes)
+        records = score_rows(block, marked, verbs, temperature)
+        yield records, int(records["valid"].sum()) * row_bytes

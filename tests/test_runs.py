@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastxent
-from fastxent import io, scoring
+from fastxent import io, runs
 from fastxent.bench.cases import Case
 
 
@@ -25,9 +25,8 @@ def files(tmp_path):
 )
 def test_any_blocks_give_the_bits_of_the_whole(files, backend, block_bytes):
     logits, targets, *sources = files
-    parts = list(scoring.score_blocks(*sources, backend=backend, block_bytes=block_bytes))
+    parts = list(runs.score_blocks(*sources, backend=backend, block_bytes=block_bytes))
     records = np.concatenate([part[0] for part in parts])
-    greedy = np.concatenate([part[1] for part in parts])
     losses = fastxent.cross_entropy(logits, targets, reduction="none", backend=backend)
     want = np.where(targets == -100, np.nan, -losses)
     if backend == "cpu":
@@ -35,8 +34,8 @@ def test_any_blocks_give_the_bits_of_the_whole(files, backend, block_bytes):
     np.testing.assert_allclose(records["log_prob"], want, rtol=5e-7)
     scored = (targets != -100) & np.isfinite(losses)
     assert scored.sum() > 3
-    np.testing.assert_array_equal(greedy[scored], (logits.argmax(axis=1) == targets)[scored])
-    assert sum(part[2] for part in parts) == logits[targets != -100].nbytes
+    np.testing.assert_array_equal(records["is_greedy"][scored], (logits.argmax(axis=1) == targets)[scored])
+    assert sum(part[1] for part in parts) == logits[targets != -100].nbytes
 
 
 def test_bad_targets_are_found_before_a_logit_is_read(files, tmp_path):
@@ -44,10 +43,10 @@ def test_bad_targets_are_found_before_a_logit_is_read(files, tmp_path):
     targets[8] = 20_000
     np.save(tmp_path / "bad.npy", targets)
     with io.NpySource(tmp_path / "bad.npy") as bad, pytest.raises(IndexError, match="row 8 with value 20000"):
-        scoring.score_blocks(logits, bad)
+        runs.score_blocks(logits, bad)
 
 
 def test_summary_of_nothing():
-    figures = scoring.Summary().as_dict()
+    figures = runs.Summary().as_dict()
     assert figures["rows"] == 0
     assert np.isnan(figures["mean_nll_nats"])
