@@ -68,7 +68,7 @@ def open_source(names, dtype=None):
     """
     names = [names] if isinstance(names, (str, os.PathLike)) else names
     dtype = None if dtype is None else NAMELESS[dtype]
-    openers = [functools.partial(_open, *one, dtype) for name in names for one in expand(name)]
+    openers = [functools.partial(_open, path, part, dtype) for name in names for path, part in expand(name)]
     return openers[0]() if len(openers) == 1 else Shards(openers)
 
 
@@ -91,8 +91,12 @@ def expand(name):
 
 def _open(path, part, dtype):
     source = _kind(path, part)
-    if dtype is not None:
-        source.read_as(dtype)
+    try:
+        if dtype is not None:
+            source.read_as(dtype)
+    except SourceError:
+        source.close()
+        raise
     return source
 
 

@@ -80,7 +80,9 @@ class NpySource(MappedSource):
             self.shape, fortran, self.dtype = _read_header(self._file)
             self._offset = self._file.tell()
         except Exception as error:  # a damaged header fails in many ways, in NumPy and in Python's own parser
-            raise SourceError(f"{self.name}: not a readable .npy file: {line(error)}") from error
+            # what NumPy writes for a float8 that it then cannot read
+            hint = "; save its view('uint8')" if "'<f1'" in str(error) else ""
+            raise SourceError(f"{self.name}: not a readable .npy file: {line(error)}{hint}") from error
         if self.dtype.hasobject:
             raise SourceError(f"{self.name}: holds pickled Python objects, which are never loaded")
         if fortran and len(self.shape) > 1:

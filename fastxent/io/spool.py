@@ -19,7 +19,7 @@ import numpy as np
 
 from fastxent.io import publish
 
-_EVERY = 0.2  # seconds between lines of the journal; at most so much work is done twice
+_EVERY = 0.1  # seconds between lines of the journal; at most so much work is done twice
 
 
 class ResumeError(ValueError):

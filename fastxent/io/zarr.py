@@ -22,9 +22,9 @@ class ZarrSource(Source):
 
     def __init__(self, path, array=None):
         self.name = self._path = str(path)
-        library = package("zarr", self.name)
+        self._library = package("zarr", self.name)
         try:
-            self._array = self._open(library, array)
+            self._array = self._open(array)
         except SourceError:
             raise
         except Exception as error:  # a store fails as its own library does: files, HTTP, clouds
@@ -36,16 +36,16 @@ class ZarrSource(Source):
         self.piece_bytes = (math.prod(self._chunks) + math.prod(slab)) * self.dtype.itemsize
         self._stamp = self.stamp()
 
-    def _open(self, library, wanted):
-        found = library.open(self._path, mode="r")
-        if isinstance(found, library.Array):
+    def _open(self, wanted):
+        found = self._library.open(self._path, mode="r")
+        if isinstance(found, self._library.Array):
             if wanted is not None:
                 raise SourceError(f"{self.name}: is an array itself; there is no {wanted!r} in it")
             return found
         names = [wanted] if wanted is not None and "/" in wanted else sorted(name for name, _ in found.arrays())
         chosen = pick(self.name, wanted, names, "array")
         self.name = f"{self._path}::{chosen}"
-        if not isinstance(found[chosen], library.Array):
+        if not isinstance(found[chosen], self._library.Array):
             raise SourceError(f"{self.name}: is a group, not an array")
         return found[chosen]
 
@@ -62,7 +62,8 @@ class ZarrSource(Source):
     def check_unchanged(self):
         """Raise a SourceError if the array is no longer there, or another."""
         try:
-            metadata = type(self._array).open(self._array.store_path).metadata
+            number = self._array.metadata.zarr_format
+            metadata = self._library.open_array(self._array.store_path, mode="r", zarr_format=number).metadata
         except Exception as error:
             raise SourceError(f"{self.name}: can no longer be read: {line(error)}") from error
         if _digest(metadata) != self._stamp[1]:
