@@ -59,12 +59,11 @@ def write_zarr(records, shape, path):
         values = records[name].reshape(shape + records.dtype[name].shape)
         inner = math.prod(values.shape[1:]) * values.dtype.itemsize
         step = max(1, _PIECE // max(1, inner))
-        chunks = tuple(max(1, size) for size in (min(step, *values.shape[:1]), *values.shape[1:])) if shape else ()
+        chunks = tuple(max(1, size) for size in (*(min(step, size) for size in values.shape[:1]), *values.shape[1:]))
         array = group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)
-        if not shape:
+        if values.ndim == 0:
             array[...] = values
-            continue
-        for start in range(0, len(values), step):
+        for start in range(0, len(values) if values.ndim else 0, step):
             array[start : start + step] = values[start : start + step]
 
 

@@ -201,12 +201,14 @@ class Spool:
     def publish(self, figures):
         """Make the records the output; ``figures``, in JSON values, are what `published` is if that is cut short."""
         if self.published is None:
+            records = self.records()
             if self._new != self.part:
-                publish.WRITERS[self._format](self.records(), self._shape, self._new)
-            elif self.done < self._rows:
-                raise ValueError(f"{self.path}: {self._rows - self.done} records were never written")
+                self._note({"done": self.done})
+                publish.WRITERS[self._format](records, self._shape, self._new)
             self._note({"done": self.done, "output": _identity(self._new), "figures": figures})
             publish.rename(self._new, self.path, self._replace)
+        if self._format != ".zarr":
+            self._new.unlink(missing_ok=True)  # linked, and killed before it was removed
         self.part.unlink(missing_ok=True)  # while it is held: whoever takes it next would write into the output
         self.journal.unlink(missing_ok=True)
 
