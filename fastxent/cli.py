@@ -3,8 +3,11 @@
 Exit codes: 0 done, 1 the run failed, 2 bad input or usage, 130 interrupted.
 """
 
+import contextlib
 import json
 import math
+import os
+import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -18,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 import fastxent
-from fastxent import backends, io, scoring
+from fastxent import backends, io, runs
 from fastxent.bench import report
 from fastxent.checks import DTYPES
 
@@ -46,7 +49,7 @@ class Command(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             sys.exit(130)
-        except scoring.RunError as error:
+        except runs.RunError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
 
@@ -60,43 +63,145 @@ def main():
     """Cross entropy of huge batches of logits: every digit, at the speed of reading them once."""
 
 
-@main.command()
-@click.argument("logits", type=click.Path(path_type=Path))
-@click.argument("targets", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the scores go (.npy).")
-@click.option("--ignore-index", type=int, default=-100, show_default=True, help="A target that counts for nothing.")
-@click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@_backend_option
-def score(logits, targets, output, ignore_index, force, as_json, backend):
-    """Score LOGITS (..., V) against TARGETS (...), .npy files of any size.
+class Size(click.ParamType):
+    """A number of bytes such as 256MB or 1GiB."""
 
-    OUTPUT is a .npy of records, one a target in C order: log_prob (natural log, <= 0) and valid.
+    name = "SIZE"
+
+    def convert(self, value, param, context):
+        """The number."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)(i?)B?", value)
+        if not match:
+            self.fail(f"{value!r} is not a number of bytes such as 256MB or 1GiB", param, context)
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="LOGITS... TARGETS")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the scores go.")
+@click.option(
+    "--format", "file_format", type=click.Choice(["npy", "parquet", "zarr"]), help="By OUTPUT's suffix, else npy."
+)
+@click.option("--summary", "summary_file", type=click.Path(path_type=Path), help="Write the summary to this JSON file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run has left, if there is any.")
+@click.option("--force", is_flag=True, help="Replace an existing output, and begin again where a run was interrupted.")
+@click.option("--ignore-index", type=int, default=-100, show_default=True, help="A target that counts for nothing.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Logits are divided by it.")
+@click.option(
+    "--shift",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="1 scores next tokens: logits (B, T, V) at a position against targets (B, T) at the next one; "
+    "the last position of a sequence has no target and is not valid.",
+)
+@click.option("--logits-dtype", type=click.Choice(list(io.NAMELESS)), help="What logits are that a file cannot name.")
+@click.option("--memory", type=Size(), default="256MB", show_default=True, help="What blocks of logits may take.")
+@click.option("--chunk-rows", type=click.IntRange(1), help="At most so many rows at a time.")
+@click.option(
+    "--on-nan",
+    type=click.Choice(["count", "error"]),
+    default="count",
+    show_default=True,
+    help="Whether a row whose score is NaN is counted or ends the run.",
+)
+@_backend_option
+def score(
+    files, output, file_format, summary_file, as_json, resume, force, ignore_index, temperature, shift, backend, **how
+):
+    """Score LOGITS (..., V) against TARGETS (...), files of any size.
+
+    Several LOGITS are one array, their first axes one after the other in the order given; a quoted glob means its
+    files in the order of their names, and so may TARGETS. Read are .npy, .safetensors, .zarr (or a URL), .parquet,
+    .arrow and .feather; FILE::NAME picks a tensor, array or column.
+
+    OUTPUT holds records, one a target in C order: log_prob (natural log, <= 0), valid and is_greedy. It appears when
+    it is whole; until then OUTPUT.part and OUTPUT.journal hold what is finished, and --resume goes on with them.
     """
+    *logits, targets = files
+    if not logits:
+        raise click.UsageError("LOGITS and TARGETS are two files at least")
     if not output.parent.is_dir():
         raise click.UsageError(f"{output.parent} is not a folder")
+    _end_on_bus_error()
     bar = _progress()
     task = bar.add_task("scoring", total=None)
     try:
+        _check_summary_file(summary_file, files, output, force)
         with bar:
-            summary = scoring.score_file(
+            summary = runs.score_file(
                 logits,
                 targets,
                 output,
-                ignore_index=ignore_index,
-                backend=backend,
+                runs.RecordOptions(ignore_index, temperature, shift, backend),
+                file_format=file_format and f".{file_format}",
+                resume=resume,
                 replace=force,
                 advance=lambda done, rows: bar.update(task, completed=done, total=rows),
+                **how,
             )
     except FileExistsError as error:
-        hint = "; --force replaces it" if str(error).endswith("exists") else ""
-        raise BadInput(f"{error}{hint}") from error
+        raise BadInput(f"{error}{_hint(str(error))}") from error
     except (io.SourceError, IndexError, TypeError, ValueError, backends.BackendUnavailableError) as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(f"{error}{_hint(str(error))}") from error
+    figures = {name: _or_null(value) for name, value in summary.as_dict().items()}
+    if summary_file:
+        _write_summary(summary_file, figures)
     if as_json:
-        click.echo(json.dumps({name: _or_null(value) for name, value in summary.as_dict().items()}))
+        click.echo(json.dumps(figures))
     else:
         Console().print(_summary_table(summary.as_dict(), output))
+
+
+def _hint(message):
+    """The option that helps where a message ends so."""
+    hints = {
+        "exists": "; --force replaces it",
+        "is unfinished": "; --resume goes on with it, --force begins again",
+        "the logits' dtype must be given": " with --logits-dtype",
+    }
+    return next((hint for end, hint in hints.items() if message.endswith(end)), "")
+
+
+def _check_summary_file(summary_file, files, output, force):
+    """A FileExistsError if the summary would be written over something else."""
+    if summary_file is None:
+        return
+    if not summary_file.parent.is_dir():
+        raise click.UsageError(f"{summary_file.parent} is not a folder")
+    inputs = [path for name in files for path, _ in io.expand(name)]
+    for path in filter(os.path.exists, [*inputs, output]):
+        if summary_file.exists() and summary_file.samefile(path):
+            raise FileExistsError(f"{summary_file} is another file of this run")
+    if summary_file.absolute() == output.absolute():
+        raise FileExistsError(f"{summary_file} is another file of this run")
+    if summary_file.exists() and not force:
+        raise FileExistsError(f"{summary_file} exists")
+
+
+def _write_summary(path, figures):
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise runs.RunError(f"{path}: {error.strerror}") from error
+
+
+def _end_on_bus_error():
+    """One line and exit code 1 where an input shrinks while a memory map of it is read.
+
+    The kernel says so by a signal to the instruction that reads, so only machine code can answer; what is finished is
+    in the part and its journal, as if the process had been killed.
+    """
+    from fastxent.io.bus import end_with
+
+    end_with(b"error: an input was truncated, or could not be read, while it was mapped\n", 1)
 
 
 @main.command()
@@ -113,7 +218,7 @@ def demo():
     console.print(_training_table(steps))
 
     logits_file, targets_file, output = demonstration.save(Path("fastxent-demo"), logits, targets)
-    summary = scoring.score_file(logits_file, targets_file, output, replace=True)
+    summary = runs.score_file(logits_file, targets_file, output, replace=True)
     console.print(f"[bold]2. The held-out logits[/], saved in {output.parent}/ and scored; the same again:")
     command = ["fastxent", "score", str(logits_file), str(targets_file), "-o", str(output), "--force"]
     console.print(f"   {shlex.join(command)}", highlight=False, soft_wrap=True)
@@ -170,7 +275,7 @@ def warmup(dtypes):
             total += number
             click.echo(f"{dtype}: {number} kernels")
     except OSError as error:
-        raise scoring.RunError(str(error)) from error
+        raise runs.RunError(str(error)) from error
     click.echo(f"{total} kernels compiled or found")
 
 
@@ -215,6 +320,8 @@ def _progress():
 def _summary_table(summary, output):
     table = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
     table.add_row("rows", f"{summary['rows']:,} ({summary['valid']:,} valid, {summary['nan']:,} NaN)")
+    if summary["rows_now"] < summary["rows"]:
+        table.add_row("resumed", f"{summary['rows'] - summary['rows_now']:,} rows were there")
     table.add_row("mean NLL", f"{summary['mean_nll_nats']:.6g} nats, {summary['mean_nll_bits']:.6g} bits")
     table.add_row("perplexity", f"{summary['perplexity']:.6g}")
     table.add_row("accuracy", f"{summary['accuracy']:.2%}")
