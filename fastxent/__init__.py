@@ -16,6 +16,7 @@ from fastxent.divergences import (
     kl_divergence_from_logits_grad,
 )
 from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, nll_loss, nll_loss_grad
+from fastxent.scoring import Scores, score
 from fastxent.softmax import log_softmax, log_softmax_grad, logsumexp, logsumexp_grad, softmax, softmax_grad
 from fastxent.state import LseState
 from fastxent.threads import get_num_threads, set_num_threads
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LseState",
+    "Scores",
     "backends",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_grad",
@@ -47,6 +49,7 @@ __all__ = [
     "logsumexp_grad",
     "nll_loss",
     "nll_loss_grad",
+    "score",
     "set_num_threads",
     "softmax",
     "softmax_grad",

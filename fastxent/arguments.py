@@ -252,3 +252,70 @@ def _check_scalars(options):
             raise ValueError(f'denominator goes with reduction="mean"; got reduction={options.reduction!r}')
         if math.isnan(checks.read_real("denominator", options.denominator)):
             raise ValueError("denominator must be a number; got nan")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """The options of `fastxent.score` that say what a record holds, with their defaults."""
+
+    top_k: int = 0
+    ignore_index: int | None = -100
+    temperature: float = 1.0
+    softcap: float | None = None
+    shift: int = 0
+
+    def check(self, shape):
+        """These options fit logits of this ``shape`` (..., V), or a TypeError or ValueError says why not."""
+        checks.read_positive("temperature", self.temperature)
+        if self.softcap is not None:
+            checks.read_positive("softcap", self.softcap)
+        for name, most in (("top_k", shape[-1]), ("shift", math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            if not 0 <= value <= most:
+                limit = f"lie in [0, {most}], the number of classes" if name == "top_k" else "not be negative"
+                raise ValueError(f"{name} must {limit}; got {value}")
+        if self.shift and len(shape) < 2:
+            raise ValueError(f"shift needs an axis of positions beside the classes; got logits of shape {shape}")
+
+
+def read_score_targets(shape, targets, ids, options, axis=-1):
+    """Of targets under logits of ``shape`` (..., V) and `ScoreOptions`: int64 (N,) with IGNORED where a row has none; and
+    ids (N, K), or None.
+    """
+    options.check(shape)
+    check_targets(targets.shape, targets.dtype, shape, axis)
+    marked, _ = mark_ignored(targets.reshape(-1), options.ignore_index, shape[-1])
+    marked = shifted(marked.reshape(targets.shape), options.shift).reshape(-1)
+    return marked, None if ids is None else _read_ids(ids, targets.shape, shape[-1])
+
+
+def shifted(marked, shift):
+    """The targets ``shift`` positions on along the last axis; the last positions have none."""
+    if not shift:
+        return marked
+    moved = np.full_like(marked, IGNORED)
+    moved[..., :-shift] = marked[..., shift:]
+    return moved
+
+
+def _read_ids(ids, shape, classes):
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, not {ids.dtype}")
+    if ids.ndim == 1 or ids.shape[:-1] != shape:
+        if ids.ndim != 1:
+            raise ValueError(
+                f"ids must have the targets' shape {shape} and one axis more, or one axis; got {ids.shape}"
+            )
+        ids = np.broadcast_to(ids, (*shape, len(ids)))
+    flat = ids.reshape(math.prod(shape), ids.shape[-1])
+    wrong = _outside(flat, classes)
+    if wrong.any():
+        row, place = (int(index) for index in np.unravel_index(wrong.argmax(), wrong.shape))
+        raise IndexError(
+            f"ids must lie in [0, {classes - 1}]; {int(wrong.sum())} of {flat.size} do not, the first in row {row} "
+            f"with value {flat[row, place]}"
+        )
+    return flat.astype(np.int64, copy=False)

@@ -352,6 +352,13 @@ def build_rows(ops):
         return where(target_logit > -np.inf, target_logit * rate[2] + nll_of_target, from_whole)
 
     @function
+    def entropy(excess_over_peak, drop, own, below, rate):
+        """-sum p log p = (lse - peak) + sum p (peak - z) in nats: ``drop`` is that sum over the others, the target has
+        the probability ``own`` and lies ``below`` the peak. Every term is positive.
+        """
+        return excess_over_peak + rate[2] * (drop + where(own > 0.0, own * below, 0.0))
+
+    @function
     def binary_loss_and_slope(x, q, positive, negative):
         """positive log(1 + exp(-x)) + negative log(1 + exp(x)) and its derivative, from q = exp(-|x|).
 
@@ -377,6 +384,7 @@ def build_rows(ops):
         with_target=with_target,
         at_target=at_target,
         lse=lse,
+        entropy=entropy,
         binary_loss_and_slope=binary_loss_and_slope,
     )
 

@@ -146,3 +146,36 @@ class Statistics:
         if rows.stop - rows.start == len(self.nll):
             return self
         return Statistics(*(getattr(self, field)[rows] for field in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """What a scorer wants of N whole rows; k of the largest classes, K classes asked for.
+
+    float64 (N,), in nats: nll = lse - z_t, lse, entropy, and sum_p2 = sum p^2. int64 (N,): rank, one more than there
+    are logits above the target's, rank_hi, which counts those level with it too, and argmax, the lowest of equals.
+    top_ids int64 and top_log_probs (N, k), the largest first; id_log_probs (N, K). An ignored row: nll 0; one whose
+    loss is no number: nll NaN; both: the other floats NaN, ranks 0, classes -1.
+    """
+
+    nll: np.ndarray
+    lse: np.ndarray
+    entropy: np.ndarray
+    sum_p2: np.ndarray
+    rank: np.ndarray
+    rank_hi: np.ndarray
+    argmax: np.ndarray
+    top_ids: np.ndarray
+    top_log_probs: np.ndarray
+    id_log_probs: np.ndarray
+
+    @classmethod
+    def allocate(cls, rows, top_k, ids):
+        """Arrays for ``rows`` rows, not filled."""
+        floats, whole = [np.empty(rows) for _ in range(4)], [np.empty(rows, np.int64) for _ in range(3)]
+        top = np.empty((rows, top_k), np.int64), np.empty((rows, top_k))
+        return cls(*floats, *whole, *top, np.empty((rows, ids)))
+
+    def of(self, rows):
+        """The scores of a slice of rows, as views."""
+        return RowScores(*(getattr(self, field)[rows] for field in self.__slots__))

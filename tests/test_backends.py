@@ -13,6 +13,7 @@ VERBS = (
     "binary",
     "log_softmax",
     "logsumexp",
+    "score",
     "softmax",
     "statistics",
     "statistics_and_gradient",

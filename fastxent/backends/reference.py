@@ -5,7 +5,7 @@ Rows of ``logits`` (N, V) with ``targets`` (N,) int64: a class index, IGNORED, A
 
 import numpy as np
 
-from fastxent.state import IGNORED, LARGEST, LseState, Statistics
+from fastxent.state import IGNORED, LARGEST, LseState, RowScores, Statistics
 
 
 def why_unavailable():
@@ -89,6 +89,37 @@ def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
         if not keep.all():
             block.columns[i, 7:] = z[t - vocab_start], 1.0
     return block if state is None else state.merge(block)
+
+
+def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
+    """`fastxent.state.RowScores` of whole rows, whose targets are class indices or IGNORED; ids (N, K) are the classes
+    whose log-probabilities are wanted. Logits are ranked as they are stored.
+    """
+    ids = np.empty((len(logits), 0), np.int64) if ids is None else ids
+    result = RowScores.allocate(len(logits), top_k, ids.shape[1])
+    for i, t in enumerate(targets):
+        x = logits[i : i + 1][0]
+        z, _ = _in_nats(x, softcap, temperature)
+        nll = 0.0 if t == IGNORED else _nll(z, t)
+        found = {"rank": 0, "rank_hi": 0, "argmax": -1, "top_ids": -1}
+        if t != IGNORED and not np.isnan(nll):
+            x, largest = x.astype(np.float64), x.argmax()
+            log_p = -_gaps(z, largest)
+            p, top = np.exp(log_p), np.argsort(-x, kind="stable")[:top_k]
+            found = {
+                "lse": _logsumexp(z),
+                "entropy": -(p[p > 0] * log_p[p > 0]).sum(),
+                "sum_p2": (p**2).sum(),
+                "rank": 1 + (x > x[t]).sum(),
+                "rank_hi": (x >= x[t]).sum(),
+                "argmax": largest,
+                "top_ids": top,
+                "top_log_probs": log_p[top],
+                "id_log_probs": log_p[ids[i]],
+            }
+        for name in RowScores.__slots__:
+            getattr(result, name)[i] = nll if name == "nll" else found.get(name, np.nan)
+    return result
 
 
 def logsumexp(logits, *, temperature=1.0):

@@ -13,12 +13,12 @@ import numpy as np
 
 from fastxent import rowmath
 from fastxent.backends.cpu import binary as binary_kernel
-from fastxent.backends.cpu import cache, kernels, strided
+from fastxent.backends.cpu import cache, kernels, scores, strided
 from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
 from fastxent.checks import loss_dtype
 from fastxent.rows import Masked, Rows, boxes
-from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, Coefficients, LseState, Statistics
+from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, Coefficients, LseState, RowScores, Statistics
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
 _ROWS = 1 << 18  # and rows, for their scratch
@@ -31,8 +31,9 @@ _statistics = Twins(kernels.statistics)
 _statistics_and_gradient = Twins(kernels.statistics_and_gradient)
 _accumulate = Twins(kernels.accumulate)
 _log_softmax = Twins(kernels.log_softmax)
+_score = Twins(scores.score)
 _binary = Twins(binary_kernel.binary)
-KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax, _binary)
+KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax, _score, _binary)
 
 
 def _read_only(block):
@@ -93,6 +94,19 @@ def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
     for rows, block, shares in _blocks(logits, spread):
         _accumulate(block.size, block, local[rows], shares, scaling, _strips(block), columns[rows])
     return LseState(columns)
+
+
+def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
+    """See `fastxent.backends.reference.score`."""
+    ids = np.empty((len(logits), 0), np.int64) if ids is None else np.ascontiguousarray(ids)
+    result = RowScores.allocate(len(logits), top_k, ids.shape[1])
+    targets, ids, scaling = _read_only(targets), _read_only(ids), _scaling(logits.dtype, softcap, temperature)
+    for rows, block, _ in _blocks(logits, None):
+        _score(
+            block.size, block, targets[rows], ids[rows], scaling, _segments(block, targets[rows]),
+            _strips(block), _scores(result.of(rows)),
+        )  # fmt: skip
+    return result
 
 
 def logsumexp(logits, *, temperature=1.0):
@@ -230,6 +244,10 @@ def _scaling(dtype, softcap, temperature):
 
 def _results(found):
     return kernels.Results(found.nll, found.target_logit, found.peak, found.lse, found.gap)
+
+
+def _scores(found):
+    return kernels.Scores(*(getattr(found, field) for field in RowScores.__slots__))
 
 
 def _strips(block):

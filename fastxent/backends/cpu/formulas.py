@@ -31,7 +31,7 @@ _ROWS = rowmath.build_rows(_OPS)
 add, add_gap, rebase = _ROWS.add, _ROWS.add_gap, _ROWS.rebase
 nll_of, excess, whole_gap, with_target = _ROWS.nll, _ROWS.excess, _ROWS.whole_gap, _ROWS.with_target
 power_of_two, exp_split, lse_of, at_target = _ROWS.power_of_two, _ROWS.exp_split, _ROWS.lse, _ROWS.at_target
-binary_loss_and_slope = _ROWS.binary_loss_and_slope
+binary_loss_and_slope, entropy = _ROWS.binary_loss_and_slope, _ROWS.entropy
 
 
 def exp_parts(x, rate, magic, floor):

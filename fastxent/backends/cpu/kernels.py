@@ -5,6 +5,7 @@ or one of the marks of `fastxent.state`: IGNORED (the row counts for nothing), A
 (the first of the largest logits). Logits may be stand-ins for a format Numba does not know (`formats`).
 """
 
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ from fastxent.backends.cpu.rows import (
     write_strip,
 )
 from fastxent.backends.cpu.vector import LANES, lanes_of, widest_registers
-from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP
+from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, RowScores
 
 
 class Scaling(NamedTuple):
@@ -86,6 +87,9 @@ class Results(NamedTuple):
     peak: np.ndarray
     lse: np.ndarray
     gap: np.ndarray
+
+
+Scores = namedtuple("Scores", RowScores.__slots__)  # as the kernels take it
 
 
 @inlined

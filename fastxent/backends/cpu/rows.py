@@ -49,17 +49,17 @@ BLOCK = 256
 FOUR = 4 * LANES
 PREFETCH = 4 * STRIP
 
-_strip_on_stack = on_stack(STRIP)
+strip_on_stack = on_stack(STRIP)
 
 
 @inlined
-def _whole(start, size, stop, but):
+def whole(start, size, stop, but):
     """Whether ``size`` classes from ``start`` on end before ``stop`` and are without class ``but``."""
     return start + size <= stop and not start <= but < start + size
 
 
 @inlined
-def _load_masked(row, j, stop, but):
+def load_masked(row, j, stop, but):
     """row[j:] with -inf from ``stop`` on and on class ``but``."""
     return load_some(row, j, stop - j, max(but - j, -1), -np.inf)
 
@@ -71,19 +71,19 @@ def _peak_of_four(row, j, a, b, c, d):
 
 
 @inlined
-def _block_peak(row, start, stop, but, peak):
+def block_peak(row, start, stop, but, peak):
     """The maximum of ``peak`` and row[start:stop] without class ``but``, a block at most."""
     a, b, c, d = peak, peak, peak, peak
-    if _whole(start, BLOCK, stop, but):
+    if whole(start, BLOCK, stop, but):
         for j in range(start, start + BLOCK, FOUR):
             a, b, c, d = _peak_of_four(row, j, a, b, c, d)
     else:
         for j in range(start, min(stop, start + BLOCK), FOUR):
-            if _whole(j, FOUR, stop, but):
+            if whole(j, FOUR, stop, but):
                 a, b, c, d = _peak_of_four(row, j, a, b, c, d)
             else:
                 for k in range(j, min(stop, j + FOUR), LANES):
-                    a = larger(_load_masked(row, k, stop, but), a)
+                    a = larger(load_masked(row, k, stop, but), a)
     return larger(larger(a, b), larger(c, d))
 
 
@@ -92,7 +92,7 @@ def peak_of(row, start, stop, but):
     """The maximum of row[start:stop] without class ``but``; -inf when nothing is there."""
     peak = lanes_of(as_real(row, -np.inf))
     for j in range(start, stop, BLOCK):
-        peak = _block_peak(row, j, stop, but, peak)
+        peak = block_peak(row, j, stop, but, peak)
     return peak_of_lanes(peak)
 
 
@@ -140,21 +140,21 @@ def _sum_block(row, terms, start, stop, but, base, rate, magic, floor):
     """Lanes of sum exp(row - base) over row[start:stop] without ``but``, a block at most; the terms go to ``terms``."""
     a = lanes_of(as_real(row, 0.0))
     b, c, d = a, a, a
-    if _whole(start, BLOCK, stop, but):
+    if whole(start, BLOCK, stop, but):
         for j in range(start, start + BLOCK, FOUR):
             a, b, c, d = _sum_of_four(row, terms, j, base, rate, magic, floor, a, b, c, d)
     else:
         for j in range(start, min(stop, start + BLOCK), FOUR):
-            if _whole(j, FOUR, stop, but):
+            if whole(j, FOUR, stop, but):
                 a, b, c, d = _sum_of_four(row, terms, j, base, rate, magic, floor, a, b, c, d)
             else:
                 for k in range(j, min(stop, j + FOUR), LANES):
-                    a = _plus_exp(_load_masked(row, k, stop, but), terms, k, stop - k, base, rate, magic, floor, a)
+                    a = _plus_exp(load_masked(row, k, stop, but), terms, k, stop - k, base, rate, magic, floor, a)
     return (a + b) + (c + d)
 
 
 @inlined
-def _prefetch_block(row, start):
+def prefetch_block(row, start):
     for j in range(start, start + BLOCK, 64 // row.itemsize):
         prefetch(row, j)
 
@@ -167,12 +167,12 @@ def _sum_blocks(row, terms, start, stop, ahead, but, base, rate, magic, floor):
     next_peak = lanes_of(as_real(row, -np.inf))
     for j in range(start, stop, BLOCK):
         if ahead >= stop:
-            _prefetch_block(row, j + PREFETCH)
+            prefetch_block(row, j + PREFETCH)
         if terms is not None:
-            _prefetch_block(terms, j + PREFETCH)
+            prefetch_block(terms, j + PREFETCH)
         total = total + to_float64(_sum_block(row, terms, j, stop, but, base, rate, magic, floor))
         if j + STRIP < ahead:
-            next_peak = _block_peak(row, j + STRIP, ahead, but, next_peak)
+            next_peak = block_peak(row, j + STRIP, ahead, but, next_peak)
     return sum_lanes(total), peak_of_lanes(next_peak)
 
 
@@ -230,7 +230,7 @@ def _even_gap_strip(row, origin, start, stop, but, anchor):
     widest_registers()
     gap = lanes_of(0.0)
     for j in range(start, stop, LANES):
-        if _whole(j, LANES, stop, but):
+        if whole(j, LANES, stop, but):
             gap = gap + (anchor - to_float64(load(row, j - origin)))
         else:
             gap = gap + (anchor - to_float64(load_some(row, j - origin, stop - j, max(but - j, -1), anchor)))
@@ -289,15 +289,21 @@ def _fill_strip(row, origin, shares, i, terms, strip, start, stop, ahead, but, p
     return next_peak
 
 
+@inlined
+def cap_strip(row, start, stop, cap, capped):
+    """tanh(cap row[start:stop]) to ``capped``."""
+    widest_registers()
+    for j in range(start, stop, LANES):
+        if j % BLOCK == 0:
+            prefetch_block(row, j + PREFETCH)
+        store(capped, j - start, tanh_parts(load_some(row, j, stop - j, -1, 0.0) * cap)[0])
+
+
 @compiled
 def _sum_capped_strip(row, shares, i, strip, start, stop, but, scaling):
     """A strip of the logits tanh(cap row): they are made in scratch that stays in the first-level cache."""
-    widest_registers()
-    capped = _strip_on_stack(row)
-    for j in range(start, stop, LANES):
-        if j % BLOCK == 0:
-            _prefetch_block(row, j + PREFETCH)
-        store(capped, j - start, tanh_parts(load_some(row, j, stop - j, -1, 0.0) * scaling.cap)[0])
+    capped = strip_on_stack(row)
+    cap_strip(row, start, stop, scaling.cap, capped)
     logits = read_only(capped)
     peak = peak_of(logits, np.int64(0), stop - start, but - start)
     _fill_strip(logits, start, shares, i, None, strip, start, stop, start, but, peak, scaling)
@@ -319,12 +325,18 @@ def add_strips(strips, rate, before=(0.0, 0.0, 0.0, 0.0)):
     return base, exponent, total, low, top, gap, mass
 
 
+@inlined
+def factor_of_strip(strip, base, exponent, rate):
+    """What brings a strip's terms to another reference."""
+    power, n = exp_split(strip[0] - base, rate)
+    return power * power_of_two(strip[1] + n - exponent)
+
+
 @compiled
 def factors_of_strips(strips, base, exponent, amount, rate):
     """What each strip's terms are to be multiplied by for one reference of the row, times ``amount``: strips[s, 0]."""
     for s in range(strips.shape[0]):
-        power, n = exp_split(strips[s, 0] - base, rate)
-        strips[s, 0] = amount * power * power_of_two(strips[s, 1] + n - exponent)
+        strips[s, 0] = amount * factor_of_strip(strips[s], base, exponent, rate)
 
 
 @inlined
@@ -343,7 +355,7 @@ def _write_terms(source, out, shares, i, start, stop, base, rate, magic, floor, 
     widest_registers()
     for j in range(start, stop, LANES):
         if magic is not None and j % BLOCK == 0:
-            _prefetch_block(out, j + PREFETCH)
+            prefetch_block(out, j + PREFETCH)
         count = stop - j
         if shares is not None:
             x = to_float64(_term(source, j, count, base, rate, magic, floor)) * factor
@@ -360,8 +372,8 @@ def _write_capped(row, out, shares, i, start, stop, base, rate, magic, floor, fa
     widest_registers()
     for j in range(start, stop, LANES):
         if j % BLOCK == 0:
-            _prefetch_block(row, j + PREFETCH)
-            _prefetch_block(out, j + PREFETCH)
+            prefetch_block(row, j + PREFETCH)
+            prefetch_block(out, j + PREFETCH)
         count = stop - j
         capped, slope = tanh_parts(load_some(row, j, count, -1, 0.0) * cap)
         power, scale = exp_parts(capped - base, rate, magic, floor)

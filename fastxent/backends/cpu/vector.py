@@ -272,6 +272,26 @@ def sum_lanes(typing, x):
 
 
 @intrinsic
+def bits_of_lanes(typing, condition):
+    """A bit for each lane where the condition holds, the first lane's lowest."""
+
+    def lower(context, builder, sig, args):
+        return builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), ir.IntType(64))
+
+    return types.int64(condition), lower
+
+
+@intrinsic
+def lowest_bit(typing, number):
+    """Which is the lowest bit that is set; ``number`` is not 0."""
+
+    def lower(context, builder, sig, args):
+        return call(builder, "llvm.cttz.i64", ir.IntType(64), [args[0], ir.IntType(1)(1)])
+
+    return types.int64(types.int64), lower
+
+
+@intrinsic
 def first_lane(typing, x):
     """The first lane."""
     return x.element(x), lambda context, builder, sig, args: builder.extract_element(args[0], INT32(0))

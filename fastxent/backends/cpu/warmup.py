@@ -26,6 +26,7 @@ def compile_for(dtype):
         coefficients = Coefficients(*(np.zeros(1) for _ in Coefficients._fields))
         cpu.statistics(logits, targets)
         cpu.accumulate(logits, targets)
+        cpu.score(logits, targets)
         if dtype == own:  # smaller formats come as float32
             flat, one = logits.reshape(-1), np.ones(1)
             cpu.binary(flat, flat, one, one, 0.0, one, np.empty(logits.size), flat.copy())

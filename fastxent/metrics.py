@@ -1,0 +1,235 @@
+"""Figures over many scores: perplexity and its kin, accuracy, calibration; of all rows or of groups of them.
+
+Everything is summed in float64 over valid rows whose log-probability is a number, and logarithms are natural.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_LN2 = math.log(2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Figures of groups of rows, one entry each, or of all rows, then a single entry.
+
+    Attributes
+    ----------
+    group : ndarray
+        What names each group, in order; empty for all rows.
+    rows, valid, nan : ndarray of int64
+        Rows, those with a target, and of these those whose loss is no number; the figures are over the others.
+    total_log_prob, mean_nll : ndarray of float64
+        In nats.
+    nll_error : ndarray of float64
+        The standard error of mean_nll, rows taken as independent: their standard deviation over sqrt(n).
+    perplexity, perplexity_error : ndarray of float64
+        exp(mean_nll), and its standard error to first order, perplexity * nll_error.
+    accuracy : ndarray of float64
+        The share of rows whose target is the argmax.
+    mean_reciprocal_rank : ndarray of float64
+        The mean of 1 / rank_hi: ties count against the target.
+    entropy : ndarray of float64
+        The mean entropy of the softmax, in nats.
+    word_perplexity, byte_perplexity, bits_per_byte : ndarray of float64
+        exp(-total_log_prob / words), exp(-total_log_prob / bytes), -total_log_prob / (bytes ln 2); NaN where the number
+        of words or bytes was not given.
+    top_k_accuracy : ndarray of float64, shape (groups, top_k)
+        The share of rows whose rank_hi is at most 1, 2, ..., as many as the scores have top classes.
+    """
+
+    group: np.ndarray
+    rows: np.ndarray
+    valid: np.ndarray
+    nan: np.ndarray
+    total_log_prob: np.ndarray
+    mean_nll: np.ndarray
+    nll_error: np.ndarray
+    perplexity: np.ndarray
+    perplexity_error: np.ndarray
+    accuracy: np.ndarray
+    mean_reciprocal_rank: np.ndarray
+    entropy: np.ndarray
+    word_perplexity: np.ndarray
+    byte_perplexity: np.ndarray
+    bits_per_byte: np.ndarray
+    top_k_accuracy: np.ndarray
+
+    def __len__(self):
+        return len(self.rows)
+
+    def as_dict(self):
+        """Every array by name."""
+        return {field: getattr(self, field) for field in self.__slots__}
+
+    def __str__(self):
+        """All rows as a paragraph, groups as a table."""
+        if len(self.group):
+            return self._table()
+        lines = [f"{self.rows[0]:,} rows, {self.valid[0]:,} valid, {self.nan[0]:,} NaN"]
+        lines.append(f"mean NLL      {self.mean_nll[0]:.6f} nats, {self.mean_nll[0] / _LN2:.6f} bits")
+        lines.append(f"perplexity    {self.perplexity[0]:.6f} +- {self.perplexity_error[0]:.6f}")
+        lines.append(f"accuracy      {self.accuracy[0]:.2%}")
+        if self.top_k_accuracy.shape[1] > 1:
+            lines.append(f"in top {self.top_k_accuracy.shape[1]:<7}{self.top_k_accuracy[0, -1]:.2%}")
+        lines.append(f"entropy       {self.entropy[0]:.6f} nats")
+        for name, value in (("bits per byte", self.bits_per_byte), ("per word", self.word_perplexity)):
+            if not np.isnan(value[0]):
+                lines.append(f"{name:<14}{value[0]:.6f}")
+        return "\n".join(lines)
+
+    def _table(self, most=20):
+        lines = [f"{'group':>12} {'rows':>9} {'mean NLL':>10} {'perplexity':>12} {'accuracy':>9}"]
+        for i in range(min(most, len(self))):
+            lines.append(
+                f"{self.group[i]!s:>12.12} {self.valid[i]:>9,} {self.mean_nll[i]:>10.4f} {self.perplexity[i]:>12.4f} "
+                f"{self.accuracy[i]:>9.2%}"
+            )
+        if len(self) > most:
+            lines.append(f"... and {len(self) - most:,} more groups")
+        return "\n".join(lines)
+
+
+def measure(scores, by=None, *, words=None, bytes=None):
+    """`Metrics` of scores.
+
+    Parameters
+    ----------
+    scores : fastxent.Scores
+    by : array_like, broadcastable to the scores' shape from the left, optional
+        What names the group of each row: a document's or sequence's number, the target's own class, a language. Shape
+        (B,) names the groups of scores (B, T) by sequence.
+    words, bytes : float, or array_like with one number a group in the order of `Metrics.group`
+        How many words and bytes the rows of a group stand for.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> scores = fastxent.score(np.log([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]), [0, 0, 1])
+    >>> scores.metrics(by=["a", "a", "b"], bytes=[2, 1]).bits_per_byte.tolist()
+    [1.5, 1.0]
+    """
+    group, index = _groups(by, scores.shape)
+    count = max(1, len(group))
+    log_prob, valid = scores.log_prob.reshape(-1).astype(np.float64), scores.valid.reshape(-1)
+    counted = valid & ~np.isnan(log_prob)
+
+    def sum_of(values, rows=counted):
+        return np.bincount(index[rows], values[rows] if values is not None else None, count)
+
+    n = sum_of(None)
+    total = sum_of(log_prob)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        mean = -total / n
+        deviation = sum_of((-log_prob - mean[index]) ** 2)
+        error = np.sqrt(deviation / (n - 1) / n)
+        perplexity = np.exp(mean)
+        of_words, of_bytes = (
+            -total / _per_group(name, number, count) for name, number in (("words", words), ("bytes", bytes))
+        )
+        return Metrics(
+            group=group,
+            rows=np.bincount(index, minlength=count),
+            valid=sum_of(None, valid),
+            nan=sum_of(None, valid & ~counted),
+            total_log_prob=total,
+            mean_nll=mean,
+            nll_error=error,
+            perplexity=perplexity,
+            perplexity_error=perplexity * error,
+            accuracy=sum_of(scores.is_greedy.reshape(-1).astype(float)) / n,
+            mean_reciprocal_rank=sum_of(1.0 / scores.rank_hi.reshape(-1)) / n,
+            entropy=sum_of(scores.entropy.reshape(-1).astype(np.float64)) / n,
+            word_perplexity=np.exp(of_words),
+            byte_perplexity=np.exp(of_bytes),
+            bits_per_byte=of_bytes / _LN2,
+            top_k_accuracy=_top_k_accuracy(scores, sum_of, n),
+        )
+
+
+def _groups(by, shape):
+    """The names of groups in order, and for each row the index of its own."""
+    if by is None:
+        return np.empty(0), np.zeros(math.prod(shape), np.int64)
+    by = np.asarray(by)
+    if by.shape != shape[: by.ndim]:
+        raise ValueError(f"by must have the scores' shape {shape} or its beginning; got {by.shape}")
+    group, index = np.unique(by, return_inverse=True)
+    index = index.reshape(*by.shape, *(1 for _ in shape[by.ndim :]))
+    return group, np.broadcast_to(index, shape).reshape(-1)
+
+
+def _per_group(name, number, count):
+    if number is None:
+        return np.full(count, np.nan)
+    number = np.asarray(number, np.float64)
+    if number.shape not in ((), (count,)):
+        raise ValueError(f"{name} must be one number, or one for each of {count} groups; got shape {number.shape}")
+    return np.broadcast_to(number, count)
+
+
+def _top_k_accuracy(scores, sum_of, n):
+    rank = scores.rank_hi.reshape(-1)
+    shares = [sum_of((rank <= k).astype(float)) / n for k in range(1, scores.top_ids.shape[-1] + 1)]
+    return np.stack(shares, axis=1) if shares else np.empty((len(n), 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How often the largest class is the target, against its probability, in bins of that probability.
+
+    Attributes
+    ----------
+    edges : ndarray of float64, shape (bins + 1,)
+        From 0 to 1, evenly; a bin holds its upper edge.
+    count : ndarray of int64, shape (bins,)
+    confidence, accuracy : ndarray of float64, shape (bins,)
+        Means over the bin; NaN in an empty one.
+    expected_error : float
+        The expected calibration error: the mean over rows of how far accuracy and confidence of their bin differ.
+    """
+
+    edges: np.ndarray
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    expected_error: float
+
+
+def calibrate(scores, bins=15):
+    """`Calibration` of scores with at least their largest class (``top_k`` 1 or more).
+
+    Source: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, 2017, equation 5.
+
+    Raises
+    ------
+    ValueError
+        Without top classes, or if ``bins`` is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np, fastxent
+    >>> scores = fastxent.score(np.log([[0.9, 0.1], [0.9, 0.1]]), [0, 1], top_k=1)
+    >>> round(scores.calibration().expected_error, 4)  # sure at 0.9, right half the time
+    0.4
+    """
+    if scores.top_ids.shape[-1] < 1:
+        raise ValueError("calibration needs the largest class; score with top_k=1 or more")
+    if bins < 1:
+        raise ValueError(f"bins must be positive; got {bins}")
+    counted = (scores.valid & ~np.isnan(scores.log_prob)).reshape(-1)
+    confidence = np.exp(scores.top_log_probs[..., 0].reshape(-1)[counted].astype(np.float64))
+    right = scores.is_greedy.reshape(-1)[counted].astype(float)
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(place, values, bins) / count for values in (confidence, right)]
+        error = float(np.nansum(np.abs(means[1] - means[0]) * count) / count.sum())
+    return Calibration(np.linspace(0.0, 1.0, bins + 1), count, means[0], means[1], error)
