@@ -25,6 +25,9 @@ from fastxent import backends, io, runs
 from fastxent.bench import report
 from fastxent.checks import DTYPES
 
+# what a bad argument or a bad file raises before anything is written; a SourceError is a ValueError
+BAD_INPUT = (FileExistsError, IndexError, TypeError, ValueError, backends.BackendUnavailableError)
+
 
 class BadInput(click.ClickException):
     """What the user can mend: one line on stderr and exit code 2."""
@@ -34,6 +37,16 @@ class BadInput(click.ClickException):
     def show(self, file=None):
         """Print the line."""
         click.echo(f"error: {self.message}", err=True)
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C, and what can be done about it."""
+
+    exit_code = 130
+
+    def show(self, file=None):
+        """Print the line."""
+        click.echo(self.message, err=True)
 
 
 class Command(click.Group):
@@ -143,9 +156,18 @@ def score(
                 advance=lambda done, rows: bar.update(task, completed=done, total=rows),
                 **how,
             )
-    except FileExistsError as error:
-        raise BadInput(f"{error}{_hint(str(error))}") from error
-    except (io.SourceError, IndexError, TypeError, ValueError, backends.BackendUnavailableError) as error:
+    except runs.RunError as error:
+        raise runs.RunError(f"{error}{_resumable(output)}") from error
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted{_resumable(output)}") from None
+    except (
+        FileExistsError,
+        io.SourceError,
+        IndexError,
+        TypeError,
+        ValueError,
+        backends.BackendUnavailableError,
+    ) as error:
         raise BadInput(f"{error}{_hint(str(error))}") from error
     figures = {name: _or_null(value) for name, value in summary.as_dict().items()}
     if summary_file:
@@ -154,6 +176,11 @@ def score(
         click.echo(json.dumps(figures))
     else:
         Console().print(_summary_table(summary.as_dict(), output))
+
+
+def _resumable(output):
+    """The option that goes on with what a run has left, if it has left anything."""
+    return "; --resume goes on with what is done" if output.with_name(f"{output.name}.part").exists() else ""
 
 
 def _hint(message):

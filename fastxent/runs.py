@@ -144,8 +144,12 @@ def score_file(
                 return _run(logits, targets, options, step, on_nan, spool, advance, started)
         except FileExistsError:
             raise
-        except (OSError, MemoryError, io.SourceError) as error:
-            raise RunError(line(error)) from error
+        except io.SourceError as error:
+            raise RunError(str(error)) from error
+        except MemoryError as error:
+            raise RunError(f"out of memory: {line(error)}") from error
+        except OSError as error:
+            raise RunError(f"{output}: {error.strerror or line(error)}") from error
 
 
 def format_of(output):

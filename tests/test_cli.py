@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -90,13 +91,66 @@ class TestScore:
         assert (folder / "scores.npy").read_text() == "precious"
         assert run("score", *paths(folder), "--force").returncode == 0
 
-    def test_a_failing_run_ends_with_1_and_leaves_nothing(self, problem):
+    def test_several_logits(self, problem):
+        folder, logits, _ = problem
+        for number, rows in enumerate((slice(0, 120), slice(120, None))):
+            np.save(folder / f"part{number}.npy", logits[rows])
+        assert run("score", *paths(folder)).returncode == 0
+        for names in (["part0.npy", "part1.npy"], ["part?.npy"]):
+            done = run("score", *names, "targets.npy", "-o", "again.npy", "--force", cwd=folder)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert (folder / "again.npy").read_bytes() == (folder / "scores.npy").read_bytes()
+
+    def test_options_reach_the_run(self, tmp_path):
+        logits = np.random.default_rng(5).standard_normal((2, 3, 7)).astype(np.float16)
+        targets = np.array([[1, 2, 3], [4, -1, 6]])
+        np.save(tmp_path / "logits.npy", logits.view("u2"))
+        np.save(tmp_path / "targets.npy", targets)
+        options = "--logits-dtype float16 --temperature 0.5 --shift 1 --ignore-index -1 --memory 1MiB --chunk-rows 2"
+        done = run("score", *paths(tmp_path), *options.split(), "--format", "npy", "--on-nan", "error", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        scores = np.load(tmp_path / "scores.npy")
+        assert scores["valid"].tolist() == [[True, True, False], [False, True, False]]
+        shifted = np.array([[2, 3, -1], [-1, 6, -1]])
+        losses = fastxent.cross_entropy(logits, shifted, ignore_index=-1, temperature=0.5, reduction="none")
+        np.testing.assert_array_equal(scores["log_prob"][scores["valid"]], -losses[shifted != -1])
+
+    def test_output_formats(self, problem):
+        zarr, parquet = pytest.importorskip("zarr"), pytest.importorskip("pyarrow.parquet")
+        folder, _, targets = problem
+        for name, options in (("s.zarr", ()), ("s.parquet", ()), ("s.out", ("--format", "parquet"))):
+            done = run("score", *paths(folder)[:3], folder / name, *options)
+            assert (done.returncode, done.stderr) == (0, "")
+        assert zarr.open_group(folder / "s.zarr", mode="r")["log_prob"].shape == targets.shape
+        assert parquet.read_table(folder / "s.parquet").num_rows == 300
+        assert (folder / "s.out").read_bytes() == (folder / "s.parquet").read_bytes()
+        assert run("score", *paths(folder)[:3], folder / "s.zarr").returncode == 2
+        assert run("score", *paths(folder)[:3], folder / "s.zarr", "--force").returncode == 0
+
+    def test_a_summary_file(self, problem):
         folder, _, _ = problem
-        limited = f"ulimit -f 1; exec {' '.join(map(str, [*COMMAND, 'score', *paths(folder)]))}"
-        done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
-        assert done.returncode == 1
-        assert done.stderr.count("\n") == 1
-        assert sorted(path.name for path in folder.iterdir()) == ["logits.npy", "targets.npy"]
+        done = run("score", *paths(folder), "--summary", folder / "summary.json", "--json")
+        assert json.loads((folder / "summary.json").read_text()) == json.loads(done.stdout)
+        for name, options, message in (
+            ("summary.json", (), "summary.json exists; --force"),
+            ("logits.npy", ("--force",), "logits.npy is another file of this run"),
+            ("scores.npy", ("--force",), "scores.npy is another file of this run"),
+            ("new.npy", (), "new.npy is another file of this run"),
+            ("no/s.json", (), "no is not a folder"),
+        ):
+            output = folder / ("new.npy" if name == "new.npy" else "scores.npy")
+            done = run("score", *paths(folder)[:3], output, "--summary", folder / name, *options)
+            assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        assert len(np.load(folder / "logits.npy")) == 300
+
+    @pytest.mark.parametrize("size", ["1MB", "1.5 GiB", "300000", "2kB"])
+    def test_sizes(self, problem, size):
+        assert run("score", *paths(problem[0]), "--memory", size).returncode == 0
+
+    @pytest.mark.parametrize("size", ["much", "-1", "1XB", ""])
+    def test_what_is_no_size(self, problem, size):
+        done = run("score", *paths(problem[0]), "--memory", size)
+        assert (done.returncode, "is not a number of bytes" in done.stderr) == (2, True)
 
 
 class _Payload:
@@ -121,6 +175,10 @@ def _out_of_range(folder):
 
 BAD = {
     "missing": (lambda f: (f / "logits.npy").unlink(), "logits.npy: No such file"),
+    "half without a name": (
+        lambda f: _replace(f, "logits.npy", np.zeros((300, 50), "V2")),
+        "float8_e4m3fn, float8_e5m2; the logits' dtype must be given with --logits-dtype",
+    ),
     "the output is an input": (lambda f: os.link(f / "logits.npy", f / "scores.npy.part"), "is an input"),
     "truncated": (_truncate, "truncated: "),
     "empty": (lambda f: (f / "logits.npy").write_bytes(b""), "not a readable .npy file"),
@@ -151,6 +209,7 @@ def test_bad_input_is_one_line_and_exit_code_2(problem, spoil, message):
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert not (folder / "scores.npy").exists()
+    assert not (folder / "scores.npy.journal").exists()
     assert not (folder / "pickle-was-loaded").exists()
 
 
@@ -165,7 +224,13 @@ def test_a_header_that_promises_too_much_allocates_nothing(problem):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("score",), ("score", "a.npy", "b.npy"), ("score", "a.npy", "b.npy", "-o", "no/such/folder/c.npy"), ("no-such",)],
+    [
+        ("score",),
+        ("score", "a.npy", "b.npy"),
+        ("score", "a.npy", "-o", "c.npy"),
+        ("score", "a.npy", "b.npy", "-o", "no/such/folder/c.npy"),
+        ("no-such",),
+    ],
 )
 def test_bad_usage_is_exit_code_2(arguments, tmp_path):
     assert run(*arguments, cwd=tmp_path).returncode == 2
@@ -195,21 +260,134 @@ def anonymous_megabytes(pid):
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
-def start_large(folder):
+def start(folder, *options):
     process = subprocess.Popen(
-        [*COMMAND, "score", *map(str, paths(folder))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "score", *map(str, paths(folder)), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (folder / "scores.npy.part").exists() and process.poll() is None:
         time.sleep(0.001)
     return process
 
 
-def test_interrupted_is_exit_code_130_and_leaves_nothing(large):
-    process = start_large(large)
+def journalled(folder):
+    """Rows done by the last whole line of the journal; 0 without one."""
+    try:
+        lines = (folder / "scores.npy.journal").read_bytes().split(b"\n")[1:-1]
+    except FileNotFoundError:
+        return 0
+    return json.loads(lines[-1])["done"] if lines else 0
+
+
+def wait_until_done(folder, process, rows):
+    """Wait for so many rows in the journal."""
+    while journalled(folder) < rows:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+
+
+ROWS = 40_000
+
+
+@pytest.fixture
+def long(tmp_path):
+    """Seconds of work when it is done row by row."""
+    rng = np.random.default_rng(20)
+    np.save(tmp_path / "logits.npy", rng.standard_normal((ROWS, 64), dtype=np.float32))
+    np.save(tmp_path / "targets.npy", rng.integers(0, 64, ROWS))
+    assert run("score", *paths(tmp_path)).returncode == 0
+    (tmp_path / "scores.npy").rename(tmp_path / "whole.npy")
+    return tmp_path
+
+
+def test_twenty_kills_and_the_same_bytes(long):
+    for number in range(20):
+        process = start(long, "--chunk-rows", "1", "--resume")
+        wait_until_done(long, process, ROWS * (number + 1) // 22)
+        assert process.poll() is None
+        process.kill()
+        _, stderr = process.communicate()
+        assert (process.returncode, stderr) == (-signal.SIGKILL, "")
+        assert 0 < journalled(long) < ROWS
+        assert not (long / "scores.npy").exists()
+    done = run("score", *paths(long), "--resume", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 0 < json.loads(done.stdout)["rows_now"] < ROWS
+    assert (long / "scores.npy").read_bytes() == (long / "whole.npy").read_bytes()
+    assert sorted(path.name for path in long.iterdir()) == ["logits.npy", "scores.npy", "targets.npy", "whole.npy"]
+
+
+def test_interrupted_is_exit_code_130_and_can_be_resumed(long):
+    process = start(long, "--chunk-rows", "1")
+    wait_until_done(long, process, 10)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stderr.strip()) == (130, "interrupted")
-    assert sorted(path.name for path in large.iterdir()) == ["logits.npy", "targets.npy"]
+    assert (process.returncode, stderr) == (130, "interrupted; --resume goes on with what is done\n")
+    assert 0 < journalled(long) < ROWS
+    done = run("score", *paths(long))
+    assert (done.returncode, "is unfinished; --resume goes on with it, --force begins again" in done.stderr) == (
+        2,
+        True,
+    )
+    done = run("score", *paths(long), "--resume", "--temperature", "2")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "was begun with another temperature: 1.0, not 2.0" in done.stderr
+    assert run("score", *paths(long), "--resume").returncode == 0
+    assert (long / "scores.npy").read_bytes() == (long / "whole.npy").read_bytes()
+
+
+def test_a_full_disk_ends_with_1_and_keeps_what_is_done(long):
+    (long / "disk").mkdir()
+    mount = "mount -t tmpfs -o size=100k none disk"
+    if subprocess.run(["unshare", "-rm", "bash", "-c", mount], cwd=long, capture_output=True).returncode:
+        pytest.skip("no small disk can be made here")
+    score = shlex.join([*COMMAND, "score", "logits.npy", "targets.npy", "-o", "disk/scores.npy", "--chunk-rows", "100"])
+    script = (
+        f"{mount} && {{ {score}; echo $?; tail -n 1 disk/scores.npy.journal; mount -o remount,size=10m disk;"
+        f"{score} --resume >&2; cmp disk/scores.npy whole.npy && ls disk; }}"
+    )
+    done = subprocess.run(["unshare", "-rm", "bash", "-c", script], cwd=long, capture_output=True, text=True)
+    code, last, *left = done.stdout.splitlines()
+    assert code == "1"
+    assert 10_000 < json.loads(last)["done"] < 17_000
+    assert done.stderr.startswith(
+        "error: disk/scores.npy: No space left on device; --resume goes on with what is done\n"
+    )
+    assert left == ["scores.npy"]
+
+
+def test_a_file_that_may_not_grow(long):
+    limited = f"ulimit -f 100; exec {shlex.join(map(str, [*COMMAND, 'score', *paths(long), '--chunk-rows', '100']))}"
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n"), "File too large; --resume" in done.stderr) == (1, 1, True)
+    assert 10_000 < journalled(long) < 20_000
+
+
+@pytest.mark.parametrize("size", [0, 5000], ids=["to-nothing", "to-what-was-read"])
+def test_an_input_truncated_under_the_run_ends_with_1_and_one_line(long, size):
+    process = start(long, "--chunk-rows", "1")
+    wait_until_done(long, process, 100)
+    os.truncate(long / "logits.npy", size)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert stderr.startswith("error: ")
+    assert "truncated" in stderr
+    assert stderr.count("\n") == 1
+    assert 0 < journalled(long) < ROWS
+
+
+def test_a_nan_row_may_end_the_run(tmp_path):
+    logits = np.zeros((5, 3))
+    logits[3, 1] = np.nan
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "targets.npy", np.zeros(5, int))
+    done = run("score", *paths(tmp_path), "--on-nan", "error", "--chunk-rows", "1")
+    said = "error: the log-probability of row 3 is NaN, the first of its kind; --resume goes on with what is done\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert journalled(tmp_path) == 3
+    assert json.loads(run("score", *paths(tmp_path), "--resume", "--json").stdout)["nan"] == 1
 
 
 def memory_of(process):
@@ -227,7 +405,7 @@ def memory_of(process):
 
 
 def test_memory_stays_bounded(large):
-    first, highest = memory_of(start_large(large))
+    first, highest = memory_of(start(large))
     assert highest - first < 200
     assert np.load(large / "scores.npy", mmap_mode="r").shape == (10**6,)
 
@@ -239,7 +417,7 @@ def test_memory_stays_bounded_with_two_classes(tmp_path):
     with (tmp_path / "targets.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|i1", "fortran_order": False, "shape": (10**7,)})
         file.truncate(file.tell() + 10**7)
-    first, highest = memory_of(start_large(tmp_path))
+    first, highest = memory_of(start(tmp_path))
     assert highest - first < 200
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastxent
-from tests.test_cli import memory_of, start_large
+from tests.test_cli import memory_of
 
 ROWS, CLASSES, BLOCK = 23_500, 128_256, 100
 
@@ -23,7 +23,7 @@ def test_twelve_gigabytes(tmp_path):
             block.tofile(file)
     np.save(tmp_path / "targets.npy", targets)
 
-    _, highest = memory_of(start_large(tmp_path))
+    _, highest = memory_of(start(tmp_path))
     assert 0 < highest < 500
 
     sample = np.sort(rng.choice(ROWS, 200, replace=False))
