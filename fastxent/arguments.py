@@ -281,8 +281,8 @@ class ScoreOptions:
 
 
 def read_score_targets(shape, targets, ids, options, axis=-1):
-    """Of targets under logits of ``shape`` (..., V) and `ScoreOptions`: int64 (N,) with IGNORED where a row has none; and
-    ids (N, K), or None.
+    """Of targets under logits of ``shape`` (..., V) and `ScoreOptions`: int64 (N,) with IGNORED where a row has none;
+    and ids (N, K), or None.
     """
     options.check(shape)
     check_targets(targets.shape, targets.dtype, shape, axis)

@@ -22,6 +22,7 @@ from rich.table import Column, Table
 
 import fastxent
 from fastxent import backends, io, runs
+from fastxent.arguments import ScoreOptions
 from fastxent.bench import report
 from fastxent.checks import DTYPES
 
@@ -102,6 +103,8 @@ class Size(click.ParamType):
 @click.option("--resume", is_flag=True, help="Go on with what an interrupted run has left, if there is any.")
 @click.option("--force", is_flag=True, help="Replace an existing output, and begin again where a run was interrupted.")
 @click.option("--ignore-index", type=int, default=-100, show_default=True, help="A target that counts for nothing.")
+@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="Keep so many largest classes.")
+@click.option("--softcap", type=float, help="Logits become softcap tanh(logits / softcap).")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Logits are divided by it.")
 @click.option(
     "--shift",
@@ -123,7 +126,20 @@ class Size(click.ParamType):
 )
 @_backend_option
 def score(
-    files, output, file_format, summary_file, as_json, resume, force, ignore_index, temperature, shift, backend, **how
+    files,
+    output,
+    file_format,
+    summary_file,
+    as_json,
+    resume,
+    force,
+    backend,
+    top_k,
+    ignore_index,
+    temperature,
+    softcap,
+    shift,
+    **how,
 ):
     """Score LOGITS (..., V) against TARGETS (...), files of any size.
 
@@ -131,8 +147,9 @@ def score(
     files in the order of their names, and so may TARGETS. Read are .npy, .safetensors, .zarr (or a URL), .parquet,
     .arrow and .feather; FILE::NAME picks a tensor, array or column.
 
-    OUTPUT holds records, one a target in C order: log_prob (natural log, <= 0), valid and is_greedy. It appears when
-    it is whole; until then OUTPUT.part and OUTPUT.journal hold what is finished, and --resume goes on with them.
+    OUTPUT holds records, one a target in C order: log_prob (natural log, <= 0), lse, entropy, sum_p2, rank, rank_hi,
+    argmax, is_greedy, valid, and with --top-k top_ids and top_log_probs. It appears when it is whole; until then
+    OUTPUT.part and OUTPUT.journal hold what is finished, and --resume goes on with them.
     """
     *logits, targets = files
     if not logits:
@@ -149,7 +166,8 @@ def score(
                 logits,
                 targets,
                 output,
-                runs.RecordOptions(ignore_index, temperature, shift, backend),
+                ScoreOptions(top_k, ignore_index, temperature, softcap, shift),
+                backend=backend,
                 file_format=file_format and f".{file_format}",
                 resume=resume,
                 replace=force,
@@ -334,6 +352,8 @@ def info():
 
 def _or_null(value):
     """JSON has no NaN and no infinity."""
+    if isinstance(value, list):
+        return [_or_null(each) for each in value]
     return value if math.isfinite(value) else None
 
 

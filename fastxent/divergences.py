@@ -1,13 +1,14 @@
 """Entropy of a distribution given by logits, and divergences of two: over classes of the last or another axis.
 
-Each row is taken in float64, some megabytes of rows at a time, through the log-softmax kernel, so that confident rows
-keep their digits. For probabilities see `fastxent.information`.
+The values come from kernels of their own; for gradients each row is taken in float64, some megabytes of rows at a time,
+through the log-softmax kernel. Confident rows keep their digits in both. For probabilities see `fastxent.information`.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastxent import backends, checks, probmath
+from fastxent.rows import row_blocks
 
 
 def entropy_from_logits(
@@ -40,7 +41,8 @@ def entropy_from_logits(
     np.float32(0.6931472)
     """
     rows = checks.read_rows(logits, axis)
-    return _reduced([rows], backend, lambda p, log_p: probmath.entropy(p, log_p))
+    scores = backends.choose(backend).score(rows.logits, np.zeros(len(rows.logits), np.int64))
+    return _shaped(scores.entropy, [rows])
 
 
 def entropy_from_logits_grad(
@@ -95,7 +97,7 @@ def kl_divergence_from_logits(
     np.float64(0.143841)
     """
     pair = checks.read_pair(logits_p, logits_q, axis)
-    return _reduced(pair, backend, probmath.kl_divergence)
+    return _shaped(_divergences(pair, backend)[0], pair)
 
 
 def kl_divergence_from_logits_grad(
@@ -142,7 +144,7 @@ def js_divergence_from_logits(
     np.float32(0.6931472)
     """
     pair = checks.read_pair(logits_p, logits_q, axis)
-    return _reduced(pair, backend, probmath.js_divergence)
+    return _shaped(_divergences(pair, backend)[1], pair)
 
 
 def js_divergence_from_logits_grad(
@@ -179,12 +181,21 @@ def _distributions(sources, some, verbs):
         yield verbs.log_softmax(block, np.empty(block.shape))
 
 
-def _reduced(sources, backend, formula):
-    verbs, first = backends.choose(backend), sources[0]
-    result = np.empty(len(first.logits), np.result_type(*(checks.loss_dtype(rows.logits.dtype) for rows in sources)))
-    for some in first.blocks():
-        result[some] = formula(*_distributions(sources, some, verbs))[:, 0]
-    return result.reshape(first.reduced_shape(False))[()]
+def _divergences(pair, backend):
+    verbs, (p, q) = backends.choose(backend), (rows.logits for rows in pair)
+    if checks.loss_dtype(p.dtype) == checks.loss_dtype(q.dtype):
+        return verbs.divergences(p, q, verbs.logsumexp(p), verbs.logsumexp(q))
+    found = np.empty((2, len(p)))
+    for some in row_blocks(p):  # float64 beside less: both are taken as float64
+        blocks = [rows[some].astype(np.float64) for rows in (p, q)]
+        found[:, some] = verbs.divergences(*blocks, *map(verbs.logsumexp, blocks))
+    return found
+
+
+def _shaped(values, sources):
+    """One number a row as the caller gets it."""
+    dtype = np.result_type(*(checks.loss_dtype(rows.logits.dtype) for rows in sources))
+    return values.astype(dtype).reshape(sources[0].reduced_shape(False))[()]
 
 
 def _written(sources, grad_output, outs, backend, formula):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _LN2 = math.log(2.0)
+_ALL = np.empty(0)  # the name of the one group of all rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Metrics:
         return "\n".join(lines)
 
 
-def measure(scores, by=None, *, words=None, bytes=None):
+def measure(scores, by=None, *, word_counts=None, byte_counts=None):
     """`Metrics` of scores.
 
     Parameters
@@ -101,7 +102,7 @@ def measure(scores, by=None, *, words=None, bytes=None):
     by : array_like, broadcastable to the scores' shape from the left, optional
         What names the group of each row: a document's or sequence's number, the target's own class, a language. Shape
         (B,) names the groups of scores (B, T) by sequence.
-    words, bytes : float, or array_like with one number a group in the order of `Metrics.group`
+    word_counts, byte_counts : float, or array_like with one number a group in the order of `Metrics.group`
         How many words and bytes the rows of a group stand for.
 
     Raises
@@ -113,51 +114,98 @@ def measure(scores, by=None, *, words=None, bytes=None):
     --------
     >>> import numpy as np, fastxent
     >>> scores = fastxent.score(np.log([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5]]), [0, 0, 1])
-    >>> scores.metrics(by=["a", "a", "b"], bytes=[2, 1]).bits_per_byte.tolist()
+    >>> scores.metrics(by=["a", "a", "b"], byte_counts=[2, 1]).bits_per_byte.tolist()
     [1.5, 1.0]
     """
     group, index = _groups(by, scores.shape)
-    count = max(1, len(group))
-    log_prob, valid = scores.log_prob.reshape(-1).astype(np.float64), scores.valid.reshape(-1)
-    counted = valid & ~np.isnan(log_prob)
+    sums = Sums(max(1, len(group)), scores.top_ids.shape[-1])
+    sums.add(scores.flat(), index)
+    return sums.metrics(group, word_counts, byte_counts)
 
-    def sum_of(values, rows=counted):
-        return np.bincount(index[rows], values[rows] if values is not None else None, count)
 
-    n = sum_of(None)
-    total = sum_of(log_prob)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        mean = -total / n
-        deviation = sum_of((-log_prob - mean[index]) ** 2)
-        error = np.sqrt(deviation / (n - 1) / n)
-        perplexity = np.exp(mean)
-        of_words, of_bytes = (
-            -total / _per_group(name, number, count) for name, number in (("words", words), ("bytes", bytes))
-        )
-        return Metrics(
-            group=group,
-            rows=np.bincount(index, minlength=count),
-            valid=sum_of(None, valid),
-            nan=sum_of(None, valid & ~counted),
-            total_log_prob=total,
-            mean_nll=mean,
-            nll_error=error,
-            perplexity=perplexity,
-            perplexity_error=perplexity * error,
-            accuracy=sum_of(scores.is_greedy.reshape(-1).astype(float)) / n,
-            mean_reciprocal_rank=sum_of(1.0 / scores.rank_hi.reshape(-1)) / n,
-            entropy=sum_of(scores.entropy.reshape(-1).astype(np.float64)) / n,
-            word_perplexity=np.exp(of_words),
-            byte_perplexity=np.exp(of_bytes),
-            bits_per_byte=of_bytes / _LN2,
-            top_k_accuracy=_top_k_accuracy(scores, sum_of, n),
-        )
+class Sums:
+    """Counts and float64 sums over rows, a group each, that grow block by block; `metrics` makes figures of them.
+
+    Attributes
+    ----------
+    rows, valid, nan, correct : ndarray of int64, shape (groups,)
+    n : ndarray of int64, shape (groups,)
+        Rows whose log-probability is a number; all sums are over these.
+    log_prob, deviation, reciprocal_rank, entropy : ndarray of float64, shape (groups,)
+        deviation is the sum of squared differences from the mean log-probability.
+    in_top : ndarray of int64, shape (groups, top_k)
+        Rows whose rank_hi is at most 1, 2, ...
+    """
+
+    def __init__(self, groups, top_k):
+        self.rows, self.valid, self.nan, self.correct, self.n = np.zeros((5, groups), np.int64)
+        self.log_prob, self.deviation, self.reciprocal_rank, self.entropy = np.zeros((4, groups))
+        self.in_top = np.zeros((groups, top_k), np.int64)
+
+    def add(self, scores, index):
+        """Add flat scores (N,); ``index`` (N,) says each row's group."""
+        groups, counted = len(self.rows), scores.valid & ~np.isnan(scores.log_prob)
+        of_counted = index[counted]
+
+        def sum_of(values):
+            return np.bincount(of_counted, values[counted], groups)
+
+        def count(which):
+            return np.bincount(index[which], minlength=groups)
+
+        self.rows += np.bincount(index, minlength=groups)
+        self.valid += count(scores.valid)
+        self.nan += count(scores.valid & ~counted)
+        self.correct += count(counted & scores.is_greedy)
+        self._add_log_prob(scores.log_prob.astype(np.float64), count(counted), sum_of, index)
+        self.reciprocal_rank += sum_of(1.0 / np.maximum(scores.rank_hi, 1))
+        self.entropy += sum_of(scores.entropy.astype(np.float64))
+        for k in range(self.in_top.shape[1]):
+            self.in_top[:, k] += count(counted & (scores.rank_hi <= k + 1))
+
+    def _add_log_prob(self, log_prob, n, sum_of, index):
+        """Sums of deviations are joined by their means' distance: Chan, Golub and LeVeque, 1983."""
+        total = sum_of(log_prob)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = total / n
+            deviation = sum_of((log_prob - mean[index]) ** 2)
+            apart = (mean - self.log_prob / self.n) ** 2 * (n * (self.n / (n + self.n)))
+        self.deviation += deviation + np.where((n > 0) & (self.n > 0), apart, 0.0)
+        self.log_prob += total
+        self.n += n
+
+    def metrics(self, group=_ALL, word_counts=None, byte_counts=None):
+        """`Metrics` of these sums."""
+        n, count = self.n, len(self.n)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            mean = 0.0 - self.log_prob / n
+            error, perplexity = np.sqrt(self.deviation / (n - 1) / n), np.exp(mean)
+            of_words = 0.0 - self.log_prob / _per_group("word_counts", word_counts, count)
+            of_bytes = 0.0 - self.log_prob / _per_group("byte_counts", byte_counts, count)
+            return Metrics(
+                group=group,
+                rows=self.rows,
+                valid=self.valid,
+                nan=self.nan,
+                total_log_prob=self.log_prob,
+                mean_nll=mean,
+                nll_error=error,
+                perplexity=perplexity,
+                perplexity_error=perplexity * error,
+                accuracy=self.correct / n,
+                mean_reciprocal_rank=self.reciprocal_rank / n,
+                entropy=self.entropy / n,
+                word_perplexity=np.exp(of_words),
+                byte_perplexity=np.exp(of_bytes),
+                bits_per_byte=of_bytes / _LN2,
+                top_k_accuracy=self.in_top / n[:, None],
+            )
 
 
 def _groups(by, shape):
     """The names of groups in order, and for each row the index of its own."""
     if by is None:
-        return np.empty(0), np.zeros(math.prod(shape), np.int64)
+        return _ALL, np.zeros(math.prod(shape), np.int64)
     by = np.asarray(by)
     if by.shape != shape[: by.ndim]:
         raise ValueError(f"by must have the scores' shape {shape} or its beginning; got {by.shape}")
@@ -173,12 +221,6 @@ def _per_group(name, number, count):
     if number.shape not in ((), (count,)):
         raise ValueError(f"{name} must be one number, or one for each of {count} groups; got shape {number.shape}")
     return np.broadcast_to(number, count)
-
-
-def _top_k_accuracy(scores, sum_of, n):
-    rank = scores.rank_hi.reshape(-1)
-    shares = [sum_of((rank <= k).astype(float)) / n for k in range(1, scores.top_ids.shape[-1] + 1)]
-    return np.stack(shares, axis=1) if shares else np.empty((len(n), 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ exponent bits. ``a`` is 1 but for a temperature, which so costs no digit either.
 """
 
 import functools
+import math
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -69,7 +70,22 @@ _TANH_FLOAT64 = (
 )
 
 
-def _constants(real, integer, mantissa, coefficients, tanh, limit):
+def _tanh_series(terms):
+    """Coefficients of a, a^3, ... of tanh a, from tanh' = 1 - tanh^2."""
+    series = [Fraction(1)]
+    for n in range(1, terms):
+        series.append(-sum(series[j] * series[n - 1 - j] for j in range(n)) / (2 * n + 1))
+    return series
+
+
+def _divergence_series(exponential, logarithm):
+    """In u, u^2 and v^2: (e^u - 1 - u) / u^2; (a tanh a - log cosh a) / u^2, a = u / 2; atanh(v) / v."""
+    first = [Fraction(1, math.factorial(k)) for k in range(2, exponential + 1)]
+    second = [t * Fraction(2 * n - 1, 2 * n * 4**n) for n, t in enumerate(_tanh_series(exponential - 2), 1)]
+    return first, second, [Fraction(1, 2 * j + 1) for j in range(logarithm)]
+
+
+def _constants(real, integer, mantissa, coefficients, tanh, divergences, limit):
     bias = np.finfo(real).maxexp - 1
     return SimpleNamespace(
         type=real,
@@ -80,13 +96,14 @@ def _constants(real, integer, mantissa, coefficients, tanh, limit):
         zero=real(0),
         coefficients=tuple(real(c) for c in coefficients),
         tanh=tuple(tuple(real(c) for c in polynomial) for polynomial in tanh),
+        divergences=tuple(tuple(real(float(c)) for c in series) for series in divergences),
         # from this exponent on the peak is subtracted first: exact there, and n stays far from the mantissa's end
         limit=real(limit),
     )
 
 
-FLOAT32 = _constants(np.float32, np.int32, 23, _EXP2_FLOAT32, _TANH_FLOAT32, 2.0**20)
-FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, _TANH_FLOAT64, 2.0**49)
+FLOAT32 = _constants(np.float32, np.int32, 23, _EXP2_FLOAT32, _TANH_FLOAT32, _divergence_series(10, 5), 2.0**20)
+FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, _TANH_FLOAT64, _divergence_series(18, 11), 2.0**49)
 
 
 @functools.lru_cache
@@ -223,7 +240,36 @@ def build_terms(ops, real):
         close = fma(y * z, near_zero(z), y)
         return where(size < small, close, where(y < zero, zero - far, far)), four * (q * share) * share
 
-    return SimpleNamespace(exp_parts=exp_parts, reference=reference, exp_of_minus=exp_of_minus, tanh_parts=tanh_parts)
+    def polynomial(c):
+        c0, c1 = c[:2]
+        if len(c) == 2:
+            return function(lambda x: fma(x, c1, c0))
+        higher = polynomial(c[1:])
+        return function(lambda x: fma(higher(x), x, c0))
+
+    exp_tail, entropy_of_half, atanh_over = (polynomial(c) for c in real.divergences)
+    half, two, tiny, ln2 = real.type(0.5), real.type(2.0), np.finfo(real.type).tiny, real.type(LN2)
+
+    @function
+    def divergence_terms(p, q, u):
+        """What a class with probabilities p and q, u = log(q / p), adds to KL(p || q) and to JS(p, q): p (e^u - 1 - u)
+        and (p + q)/2 (a tanh a - log cosh a), a = u / 2. Both are positive however close p and q are.
+        """
+        size, both = where(u < zero, zero - u, u), p + q
+        near, square = size < one, u * u
+        low = where(p < q, p, q)
+        v = low / at_least(both + (both - low), tiny)
+        far = both * (ln2 - two * (v * atanh_over(v * v))) - where(low > zero, low * size, zero)
+        kl = where(near, p * (square * exp_tail(u)), (q - p) - where(p > zero, p * u, zero))
+        return kl, half * where(near, both * (square * entropy_of_half(square)), far)
+
+    return SimpleNamespace(
+        exp_parts=exp_parts,
+        reference=reference,
+        exp_of_minus=exp_of_minus,
+        tanh_parts=tanh_parts,
+        divergence_terms=divergence_terms,
+    )
 
 
 def build_rows(ops):

@@ -1,26 +1,29 @@
 """A scoring run over files: blocks of logits in, records out, and a summary.
 
-What a record holds is said by `record_dtype` and `score_rows` alone; everything else carries records of any fields.
+A record holds what `fastxent.scoring` says; everything here carries records of any fields.
 A run keeps what it has finished when it is killed, and goes on from there (`fastxent.io.spool`).
 """
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 import fastxent
 from fastxent import arguments, backends, checks, io
+from fastxent.arguments import ScoreOptions
 from fastxent.io.ahead import ahead
 from fastxent.io.publish import FORMATS
 from fastxent.io.source import line
 from fastxent.io.spool import Spool
+from fastxent.scoring import record_dtype, score_rows
 from fastxent.state import IGNORED
 from fastxent.summary import Summary
 
 MEMORY = 256 << 20
+_PLAIN = ScoreOptions()
 _ROWS = 1 << 20  # targets checked at a time
 _ROW_BYTES = 256  # what is kept of a row of a block beside its record, and some more
 
@@ -29,55 +32,13 @@ class RunError(RuntimeError):
     """A run that began and could not end; what it had finished is kept and can be resumed."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordOptions:
-    """What a record depends on beside logits and targets.
-
-    ``ignore_index``, ``temperature`` and ``backend`` are those of `fastxent.cross_entropy`. With ``shift`` s the
-    logits at position i of the last axis of targets are scored against the target at i + s; the last s positions have
-    no target and are not valid.
-    """
-
-    ignore_index: int | None = -100
-    temperature: float = 1.0
-    shift: int = 0
-    backend: str | None = None
-
-    def __post_init__(self):
-        checks.read_positive("temperature", self.temperature)
-        if self.shift < 0:
-            raise ValueError(f"shift must not be negative; got {self.shift}")
-
-
-def record_dtype(logits_dtype, options):
-    """The dtype of a score record: ``log_prob`` in nats, never above 0 and NaN where not ``valid``; ``is_greedy``."""
-    return np.dtype([("log_prob", checks.loss_dtype(logits_dtype)), ("valid", np.bool_), ("is_greedy", np.bool_)])
-
-
-def score_rows(block, targets, options):
-    """Records of whole rows of logits (n, V) under marked targets (n,); `fastxent.arguments.mark_ignored` marks them.
-
-    The target is greedy if it is the largest logit, the lowest id among equals.
-    """
-    verbs = backends.choose(options.backend)
-    statistics = verbs.statistics(block, targets, temperature=options.temperature, wanted=("peak",))
-    records = np.empty(len(block), record_dtype(block.dtype, options))
-    records["valid"] = valid = targets != IGNORED
-    records["log_prob"] = np.where(valid, 0.0 - statistics.nll, np.nan)
-    target_logit = block[np.arange(len(block)), np.maximum(targets, 0)]
-    peak = statistics.peak.astype(records["log_prob"].dtype)
-    records["is_greedy"] = valid & (target_logit > peak)
-    tied = np.flatnonzero(valid & (target_logit == peak))
-    records["is_greedy"][tied] = block[tied].argmax(axis=1) == targets[tied]
-    return records
-
-
 def score_file(
     logits,
     targets,
     output,
-    options=RecordOptions(),
+    options=_PLAIN,
     *,
+    backend=None,
     logits_dtype=None,
     file_format=None,
     memory=MEMORY,
@@ -94,7 +55,9 @@ def score_file(
     logits, targets : path-like or sequence of path-like
         See `fastxent.io.open_source`.
     output : path-like
-    options : RecordOptions
+    options : fastxent.arguments.ScoreOptions
+    backend : str, optional
+        As for `fastxent.score`.
     logits_dtype : str, optional
         What the logits are where their file cannot name it: one of `fastxent.io.NAMELESS`.
     file_format : str, optional
@@ -131,9 +94,9 @@ def score_file(
         step = rows_at_a_time(logits, targets, options, memory, chunk_rows)
         spool = Spool(
             output,
-            record_dtype(logits.dtype, options),
+            record_dtype(logits.dtype, options.top_k),
             targets.shape,
-            _identity(logits, targets, options),
+            _identity(logits, targets, options, backend),
             file_format or format_of(output),
             replace=replace,
             resume=resume,
@@ -141,7 +104,7 @@ def score_file(
         )
         try:
             with spool:
-                return _run(logits, targets, options, step, on_nan, spool, advance, started)
+                return _run(logits, targets, options, backend, step, on_nan, spool, advance, started)
         except FileExistsError:
             raise
         except io.SourceError as error:
@@ -158,9 +121,9 @@ def format_of(output):
     return suffix if suffix in FORMATS else ".npy"
 
 
-def _identity(logits, targets, options):
+def _identity(logits, targets, options, backend):
     """What makes a run the same as another, and its records the same bytes."""
-    backend = backends.choose(options.backend).__name__.rpartition(".")[2]
+    backend = backends.choose(backend).__name__.rpartition(".")[2]
     return {
         "version": fastxent.__version__,
         "logits": logits.stamp(),
@@ -169,12 +132,12 @@ def _identity(logits, targets, options):
     } | {name.replace("_", " "): value for name, value in (asdict(options) | {"backend": backend}).items()}
 
 
-def _run(logits, targets, options, step, on_nan, spool, advance, started):
+def _run(logits, targets, options, backend, step, on_nan, spool, advance, started):
     rows, first, read = math.prod(targets.shape), spool.done, 0
     row_bytes = logits.shape[-1] * logits.dtype.itemsize
     advance(first, rows)
     if spool.published is None:
-        for records in score_blocks(logits, targets, options, step, first):
+        for records in score_blocks(logits, targets, options, backends.choose(backend), step, first):
             if on_nan == "error":
                 _refuse_nan(records, spool.done)
             spool.append(records)
@@ -210,7 +173,7 @@ def rows_at_a_time(logits, targets, options, memory=MEMORY, chunk_rows=None):
             f"{logits.name}: a row of {row_bytes:,} bytes, decoded by {pieces:,}, needs memory of at least "
             f"{4 * row_bytes + pieces:,} bytes; got {memory:,}"
         )
-    kept = memory // 4 // (_ROW_BYTES + record_dtype(logits.dtype, options).itemsize)
+    kept = memory // 4 // (_ROW_BYTES + record_dtype(logits.dtype, options.top_k).itemsize)
     return max(1, min(share // row_bytes, kept, chunk_rows or kept))
 
 
@@ -222,9 +185,8 @@ def check_pair(logits, targets, options):
             "the logits' dtype must be given"
         )
     checks.check_logits(logits.shape, logits.dtype)
+    options.check(logits.shape)
     arguments.check_targets(targets.shape, targets.dtype, logits.shape)
-    if options.shift and not targets.shape:
-        raise ValueError("shift needs a sequence of targets; got a scalar")
     rows = math.prod(targets.shape)
     for start in range(0, rows, _ROWS):
         marked_targets(targets, options, start, min(rows, start + _ROWS), logits.shape[-1])
@@ -244,10 +206,10 @@ def marked_targets(targets, options, start, stop, classes):
     return np.where(beyond, IGNORED, marked)
 
 
-def score_blocks(logits, targets, options, step, first=0):
+def score_blocks(logits, targets, options, verbs, step, first=0):
     """Records of rows ``first`` and on, ``step`` at a time, while the next block of logits is read."""
     for marked, block in ahead(_read(logits, targets, options, step, first)):
-        records = score_rows(block, marked, options)
+        records = score_rows(block, marked, None, options, verbs)
         del block
         logits.check_unchanged()
         targets.check_unchanged()

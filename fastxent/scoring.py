@@ -92,8 +92,8 @@ def score(
     else:
         array = checks.read_logits(logits, axis)
         shape, dtype, blocks = array.shape, array.dtype, _pieces(as_rows(array), progress is not None)
-    marked, ids = arguments.read_score_targets(shape, targets, ids, options, axis)
-    records, done = np.empty(marked.size, record_dtype(dtype, top_k, 0 if ids is None else ids.shape[1])), 0
+    marked, wanted = arguments.read_score_targets(shape, targets, ids, options, axis)
+    records, done = np.empty(marked.size, record_dtype(dtype, top_k, 0 if wanted is None else wanted.shape[1])), 0
     for block in blocks:
         part = slice(done, done := done + len(block))
         if block.shape[1] != shape[-1] or block.dtype != dtype or done > len(records):
@@ -101,7 +101,7 @@ def score(
                 f"blocks of logits must be {dtype} rows of {shape[-1]} classes, {len(records)} in all; "
                 f"got {block.dtype} of shape {block.shape} after {part.start} rows"
             )
-        records[part] = score_rows(block, marked[part], None if ids is None else ids[part], options, verbs)
+        records[part] = score_rows(block, marked[part], None if wanted is None else wanted[part], options, verbs)
         if progress is not None:
             progress(done, len(records))
     if done < len(records):
@@ -126,8 +126,8 @@ def _pieces(rows, cut):
     return (rows if step >= len(rows) else rows[start : start + step] for start in range(0, max(1, len(rows)), step))
 
 
-def record_dtype(logits_dtype, top_k, ids):
-    """The dtype of the record of one score: the fields of `Scores`, those of ``top_k`` and ``ids`` where there are any."""
+def record_dtype(logits_dtype, top_k, ids=0):
+    """The dtype of the record of one score: the fields of `Scores`, and of ``top_k`` and ``ids`` where asked for."""
     real, index = checks.loss_dtype(logits_dtype), np.dtype(np.int64)
     fields: list[Any] = [("log_prob", real), ("lse", real), ("entropy", real), ("sum_p2", real)]
     fields += [("rank", index), ("rank_hi", index), ("argmax", index), ("is_greedy", np.bool_), ("valid", np.bool_)]
@@ -246,6 +246,12 @@ class Scores:
         parts = list(parts)
         return cls(*(np.concatenate([getattr(part, field) for part in parts]) for field in cls.__slots__))
 
+    def flat(self):
+        """The same scores, row after row: every array with one axis of rows."""
+        rows, axes = self.log_prob.size, len(self.shape)
+        arrays = (getattr(self, field) for field in self.__slots__)
+        return Scores(*(array.reshape(rows, *array.shape[axes:]) for array in arrays))
+
     def as_dict(self):
         """Every array by name."""
         return {field: getattr(self, field) for field in self.__slots__}
@@ -260,9 +266,9 @@ class Scores:
         """The scores in a .npy file of `save` or ``fastxent score``."""
         return cls.from_records(np.load(path, allow_pickle=False))
 
-    def metrics(self, by=None, *, words=None, bytes=None):
+    def metrics(self, by=None, *, word_counts=None, byte_counts=None):
         """`fastxent.metrics.Metrics` of all rows, or of each group ``by`` names; see `fastxent.metrics.measure`."""
-        return metrics.measure(self, by, words=words, bytes=bytes)
+        return metrics.measure(self, by, word_counts=word_counts, byte_counts=byte_counts)
 
     def calibration(self, bins=15):
         """`fastxent.metrics.Calibration` of the largest class: how often it is right against how sure it is."""

@@ -172,9 +172,10 @@ class RowScores:
     @classmethod
     def allocate(cls, rows, top_k, ids):
         """Arrays for ``rows`` rows, not filled."""
-        floats, whole = [np.empty(rows) for _ in range(4)], [np.empty(rows, np.int64) for _ in range(3)]
+        nll, lse, entropy, sum_p2 = (np.empty(rows) for _ in range(4))
+        rank, rank_hi, argmax = (np.empty(rows, np.int64) for _ in range(3))
         top = np.empty((rows, top_k), np.int64), np.empty((rows, top_k))
-        return cls(*floats, *whole, *top, np.empty((rows, ids)))
+        return cls(nll, lse, entropy, sum_p2, rank, rank_hi, argmax, *top, np.empty((rows, ids)))
 
     def of(self, rows):
         """The scores of a slice of rows, as views."""

@@ -11,6 +11,7 @@ from fastxent import backends
 VERBS = (
     "accumulate",
     "binary",
+    "divergences",
     "log_softmax",
     "logsumexp",
     "score",

@@ -9,9 +9,10 @@ import pytest
 
 import fastxent
 from fastxent import io, runs
+from fastxent.arguments import ScoreOptions
 from fastxent.bench.cases import Case
 from fastxent.io.spool import ResumeError
-from fastxent.runs import RecordOptions, RunError, score_file
+from fastxent.runs import RunError, score_file
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def paths(folder, output="scores.npy"):
 @pytest.mark.parametrize("step", [1, 2, 5, 9, 100], ids=lambda step: f"{step}-rows")
 def test_any_blocks_give_the_bits_of_the_whole(arrays, tmp_path, backend, step):
     logits, targets = arrays
-    options = RecordOptions(backend=backend)
+    options, verbs = ScoreOptions(), fastxent.backends.get(backend)
     with io.open_source(tmp_path / "logits.npy") as source, io.open_source(tmp_path / "targets.npy") as marks:
-        records = np.concatenate(list(runs.score_blocks(source, marks, options, step)))
-        from_fourth = np.concatenate(list(runs.score_blocks(source, marks, options, step, first=4)))
+        records = np.concatenate(list(runs.score_blocks(source, marks, options, verbs, step)))
+        from_fourth = np.concatenate(list(runs.score_blocks(source, marks, options, verbs, step, first=4)))
     assert from_fourth.tobytes() == records[4:].tobytes()
     losses = fastxent.cross_entropy(logits, targets, reduction="none", backend=backend)
     want = np.where(targets == -100, np.nan, -losses)
@@ -69,7 +70,7 @@ class TestShift:
         by_hand[..., : max(0, shape[-1] - shift)] = targets[..., shift:]
         np.save(tmp_path / "logits.npy", logits)
         np.save(tmp_path / "targets.npy", targets)
-        score_file(*paths(tmp_path), RecordOptions(shift=shift), chunk_rows=step)
+        score_file(*paths(tmp_path), ScoreOptions(shift=shift), chunk_rows=step)
         np.save(tmp_path / "targets.npy", by_hand)
         score_file(*paths(tmp_path, "by_hand.npy"), chunk_rows=step)
         scores = np.load(tmp_path / "scores.npy")
@@ -80,19 +81,19 @@ class TestShift:
     def test_needs_a_sequence(self, tmp_path):
         np.save(tmp_path / "logits.npy", np.zeros(3))
         np.save(tmp_path / "targets.npy", np.int64(1))
-        with pytest.raises(ValueError, match="shift needs a sequence"):
-            score_file(*paths(tmp_path), RecordOptions(shift=1))
+        with pytest.raises(ValueError, match="shift needs an axis of positions"):
+            score_file(*paths(tmp_path), ScoreOptions(shift=1))
 
 
 def test_temperature(arrays, tmp_path):
     logits, targets = arrays
-    score_file(*paths(tmp_path), RecordOptions(temperature=0.7))
+    score_file(*paths(tmp_path), ScoreOptions(temperature=0.7))
     want = -fastxent.cross_entropy(logits, targets, temperature=0.7, reduction="none")
     scores = np.load(tmp_path / "scores.npy")
     np.testing.assert_array_equal(scores["log_prob"][scores["valid"]], want[targets != -100])
     for bad in (0.0, -1.0, np.nan):
         with pytest.raises(ValueError, match="temperature must be positive"):
-            RecordOptions(temperature=bad)
+            score_file(*paths(tmp_path, "bad.npy"), ScoreOptions(temperature=bad))
 
 
 def save_everywhere(folder, logits, targets):
@@ -179,8 +180,8 @@ class TestMemory:
     def test_records_count(self, arrays, tmp_path):
         with io.open_source(tmp_path / "logits.npy") as logits, io.open_source(tmp_path / "targets.npy") as targets:
             logits.shape = (10**9, 2)
-            assert 10_000 < runs.rows_at_a_time(logits, targets, RecordOptions(), 256 << 20) < (64 << 20) / 256
-            assert runs.rows_at_a_time(logits, targets, RecordOptions(), chunk_rows=7) == 7
+            assert 10_000 < runs.rows_at_a_time(logits, targets, ScoreOptions(), 256 << 20) < (64 << 20) / 256
+            assert runs.rows_at_a_time(logits, targets, ScoreOptions(), chunk_rows=7) == 7
 
 
 class TestResume:
@@ -208,10 +209,10 @@ class TestResume:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"options": RecordOptions(ignore_index=None, shift=0)}, "another ignore index: -100, not None"),
-            ({"options": RecordOptions(temperature=2.0)}, r"another temperature: 1\.0, not 2\.0"),
-            ({"options": RecordOptions(shift=1)}, "another shift: 0, not 1"),
-            ({"options": RecordOptions(backend="reference")}, "another backend: cpu, not reference"),
+            ({"options": ScoreOptions(ignore_index=None, shift=0)}, "another ignore index: -100, not None"),
+            ({"options": ScoreOptions(temperature=2.0)}, r"another temperature: 1\.0, not 2\.0"),
+            ({"options": ScoreOptions(shift=1)}, "another shift: 0, not 1"),
+            ({"backend": "reference"}, "another backend: cpu, not reference"),
         ],
     )
     def test_refuses_other_options(self, arrays, tmp_path, change, message):

@@ -164,7 +164,7 @@ class TestCorners:
 class TestSameBits:
     """A log-probability is minus the loss, and no bit depends on how the work is cut."""
 
-    @pytest.mark.parametrize("shape", [(700, 1000), (40, 32_000), (1, 300_000), (3, 70_000)])
+    @pytest.mark.parametrize("shape", [(700, 10), (700, 1000), (40, 32_000), (1, 300_000), (3, 70_000)])
     def test_threads_and_splits(self, shape):
         logits, targets = problem(*shape)
         whole = fastxent.score(logits, targets, top_k=5)
@@ -177,11 +177,6 @@ class TestSameBits:
             fastxent.set_num_threads(threads)
         parts = [fastxent.score(logits[i : i + 1], targets[i : i + 1], top_k=5) for i in range(min(5, len(logits)))]
         assert fastxent.Scores.concatenate(parts) == whole[: len(parts)]
-
-    def test_few_classes_are_within_a_unit_of_the_loss(self):
-        logits, targets = problem(500, 10)
-        loss = fastxent.cross_entropy(logits, targets, reduction="none")
-        np.testing.assert_allclose(fastxent.score(logits, targets).log_prob, -loss, 2e-7)
 
 
 class TestInputs:
@@ -255,7 +250,7 @@ class TestScores:
         scores = fastxent.score(*problem(6, 40), top_k=3)
         scores.save(tmp_path / "scores.npy")
         assert fastxent.Scores.load(tmp_path / "scores.npy") == scores
-        assert set(scores.as_dict()) == {field for field in fastxent.Scores.__slots__}
+        assert set(scores.as_dict()) == set(fastxent.Scores.__slots__)
 
     def test_slices(self):
         scores = fastxent.score(*problem(6, 40), top_k=3)

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from fastxent import summary
+from fastxent.scoring import record_dtype
 from fastxent.summary import Summary
 
-RECORD = np.dtype([("log_prob", "<f4"), ("valid", "?"), ("is_greedy", "?")])
+RECORD = record_dtype(np.dtype(np.float32), 2)
 
 
 def records(log_prob, valid, greedy):
-    found = np.empty(len(log_prob), RECORD)
+    found = np.zeros(len(log_prob), RECORD)
     found["log_prob"], found["valid"], found["is_greedy"] = log_prob, valid, greedy
+    found["entropy"], found["rank_hi"] = np.arange(len(found)), 1 + np.arange(len(found))
     return found
 
 
@@ -25,6 +27,11 @@ def test_by_hand(block, monkeypatch):
     assert figures["mean_nll_bits"] == pytest.approx(2 / np.log(2), rel=1e-15)
     assert figures["perplexity"] == pytest.approx(np.exp(2), rel=1e-15)
     assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["nll_error_nats"] == pytest.approx(np.std([1, 2, 3], ddof=1) / np.sqrt(3), rel=1e-15)
+    assert figures["perplexity_error"] == pytest.approx(np.exp(2) * figures["nll_error_nats"], rel=1e-15)
+    assert figures["mean_entropy_nats"] == pytest.approx((0 + 1 + 4) / 3)
+    assert figures["mean_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 1 / 5) / 3)
+    assert figures["top_k_accuracy"] == [pytest.approx(1 / 3), pytest.approx(2 / 3)]
     assert (figures["rows_per_second"], figures["gigabytes_per_second"]) == (2.5, 2.0)
 
 

@@ -3,8 +3,11 @@
 Rows of ``logits`` (N, V) with ``targets`` (N,) int64: a class index, IGNORED, ABSENT or LARGEST (`fastxent.state`).
 """
 
+from typing import Any
+
 import numpy as np
 
+from fastxent import probmath
 from fastxent.state import IGNORED, LARGEST, LseState, RowScores, Statistics
 
 
@@ -101,7 +104,7 @@ def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
         x = logits[i : i + 1][0]
         z, _ = _in_nats(x, softcap, temperature)
         nll = 0.0 if t == IGNORED else _nll(z, t)
-        found = {"rank": 0, "rank_hi": 0, "argmax": -1, "top_ids": -1}
+        found: dict[str, Any] = {"rank": 0, "rank_hi": 0, "argmax": -1, "top_ids": -1}
         if t != IGNORED and not np.isnan(nll):
             x, largest = x.astype(np.float64), x.argmax()
             log_p = -_gaps(z, largest)
@@ -120,6 +123,17 @@ def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
         for name in RowScores.__slots__:
             getattr(result, name)[i] = nll if name == "nll" else found.get(name, np.nan)
     return result
+
+
+def divergences(logits_p, logits_q, lse_p, lse_q):
+    """KL(p || q) and JS(p, q) in nats of the rows of two arrays of logits, float64 (N,), given their logsumexps."""
+    kl, js = np.empty((2, len(logits_p)))
+    for i, (z, y) in enumerate(zip(_each(logits_p, 1.0), _each(logits_q, 1.0), strict=True)):
+        with np.errstate(invalid="ignore"):
+            log_p, log_q = z - lse_p[i], y - lse_q[i]
+        distributions = np.exp(log_p), log_p, np.exp(log_q), log_q
+        kl[i], js[i] = probmath.kl_divergence(*distributions)[0], probmath.js_divergence(*distributions)[0]
+    return kl, js
 
 
 def logsumexp(logits, *, temperature=1.0):

@@ -14,6 +14,8 @@ import numpy as np
 from fastxent import rowmath
 from fastxent.backends.cpu import binary as binary_kernel
 from fastxent.backends.cpu import cache, kernels, scores, strided
+from fastxent.backends.cpu import divergences as divergences_kernel
+from fastxent.backends.cpu.columns import FEW
 from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
 from fastxent.checks import loss_dtype
@@ -32,8 +34,9 @@ _statistics_and_gradient = Twins(kernels.statistics_and_gradient)
 _accumulate = Twins(kernels.accumulate)
 _log_softmax = Twins(kernels.log_softmax)
 _score = Twins(scores.score)
+_divergences = Twins(divergences_kernel.divergences)
 _binary = Twins(binary_kernel.binary)
-KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax, _score, _binary)
+KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax, _score, _divergences, _binary)
 
 
 def _read_only(block):
@@ -101,12 +104,31 @@ def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
     ids = np.empty((len(logits), 0), np.int64) if ids is None else np.ascontiguousarray(ids)
     result = RowScores.allocate(len(logits), top_k, ids.shape[1])
     targets, ids, scaling = _read_only(targets), _read_only(ids), _scaling(logits.dtype, softcap, temperature)
-    for rows, block, _ in _blocks(logits, None):
+    for rows, block, shares in _blocks(logits, None):
+        if block.shape[1] <= FEW:
+            found = Statistics(result.nll[rows], *([np.empty(0)] * 4))
+            _statistics(block.size, block, targets[rows], shares, scaling, 1, _strips(block), _results(found))
         _score(
             block.size, block, targets[rows], ids[rows], scaling, _segments(block, targets[rows]),
             _strips(block), _scores(result.of(rows)),
         )  # fmt: skip
     return result
+
+
+def divergences(logits_p, logits_q, lse_p, lse_q):
+    """See `fastxent.backends.reference.divergences`."""
+    dtype = logits_p.dtype.newbyteorder("=")
+    if logits_q.dtype.newbyteorder("=") != dtype:
+        dtype = np.result_type(loss_dtype(logits_p.dtype), loss_dtype(logits_q.dtype))
+    rows, classes = logits_p.shape
+    parts = np.empty((rows, -(-classes // divergences_kernel.PIECE), 2))
+    for part in _slices(logits_p, logits_q, logits_q.dtype):
+        p, q = (_read_only(viewed(_gathered(logits, part, dtype))) for logits in (logits_p, logits_q))
+        lse = _read_only(lse_p[part]), _read_only(lse_q[part])
+        _divergences(2 * p.size, p, q, *lse, _scaling(dtype, None, 1.0), parts[part])
+    unknown = ~(np.isfinite(lse_p) & np.isfinite(lse_q))
+    kl, js = np.moveaxis(parts.sum(axis=1), 1, 0)
+    return np.where(unknown, np.nan, kl), np.where(unknown, np.nan, js)
 
 
 def logsumexp(logits, *, temperature=1.0):

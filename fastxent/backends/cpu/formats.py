@@ -123,3 +123,14 @@ def _waiting_room_by_kind(row, out):
     if real(row.dtype) == out.dtype:
         return lambda row, out: out
     return lambda row, out: None
+
+
+def rounding(array):
+    """The distance from 1 to the next number of what the kernels compute with for ``array``."""
+    raise NotImplementedError
+
+
+@overload(rounding)
+def _rounding_by_kind(array):
+    epsilon = float(np.finfo(str(real(array.dtype))).eps)
+    return lambda array: epsilon

@@ -54,6 +54,11 @@ def tanh_parts(y):
     raise NotImplementedError
 
 
+def divergence_terms(p, q, u):
+    """`fastxent.rowmath` for the kind of ``p``."""
+    raise NotImplementedError
+
+
 def _terms_of(kind):
     element = kind.element if isinstance(kind, Vector) else kind
     if element not in _TERMS:
@@ -83,3 +88,9 @@ def _exp_of_minus_by_kind(size):
 def _tanh_parts_by_kind(y):
     built = _terms_of(y).tanh_parts
     return lambda y: built(y)
+
+
+@overload(divergence_terms)
+def _divergence_terms_by_kind(p, q, u):
+    built = _terms_of(p).divergence_terms
+    return lambda p, q, u: built(p, q, u)

@@ -5,7 +5,6 @@ or one of the marks of `fastxent.state`: IGNORED (the row counts for nothing), A
 (the first of the largest logits). Logits may be stand-ins for a format Numba does not know (`formats`).
 """
 
-from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ from fastxent.backends.cpu.rows import (
     write_strip,
 )
 from fastxent.backends.cpu.vector import LANES, lanes_of, widest_registers
-from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, RowScores
+from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP
 
 
 class Scaling(NamedTuple):
@@ -89,7 +88,19 @@ class Results(NamedTuple):
     gap: np.ndarray
 
 
-Scores = namedtuple("Scores", RowScores.__slots__)  # as the kernels take it
+class Scores(NamedTuple):
+    """`fastxent.state.RowScores` as the kernels take it."""
+
+    nll: np.ndarray
+    lse: np.ndarray
+    entropy: np.ndarray
+    sum_p2: np.ndarray
+    rank: np.ndarray
+    rank_hi: np.ndarray
+    argmax: np.ndarray
+    top_ids: np.ndarray
+    top_log_probs: np.ndarray
+    id_log_probs: np.ndarray
 
 
 @inlined

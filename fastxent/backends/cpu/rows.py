@@ -155,6 +155,7 @@ def _sum_block(row, terms, start, stop, but, base, rate, magic, floor):
 
 @inlined
 def prefetch_block(row, start):
+    """Ask for the cache lines of the block from ``start`` on."""
     for j in range(start, start + BLOCK, 64 // row.itemsize):
         prefetch(row, j)
 

@@ -1,18 +1,21 @@
 """Everything a scorer wants of a row from one read of it.
 
 The sum of the other classes is that of `rows`, lane for lane, so a score's log-probability is minus the loss to the
-last bit. Beside it run the moments of the row: sum exp(z) (peak - z) for the entropy, sum exp(2 z), and how many logits
-are above and level with the target's. What is found by position is looked for afterwards, in the cache: the largest
-logit in the strip whose maximum it is, the k largest in the strips whose maxima are among the k largest.
+last bit; for few classes, which `columns` sums in another order, the losses are there already. Beside it run the
+moments of the row: sum exp(z) (peak - z) for the entropy, sum exp(2 z), and how many logits are above and level with
+the target's. What is found by position is looked for afterwards, in the cache: the largest logit in the strip whose
+maximum it is, the k largest in the strips whose maxima are among the k largest.
 """
 
 import numpy as np
 from numba import prange
 
-from fastxent.backends.cpu.formats import as_real
+from fastxent.backends.cpu.columns import FEW
+from fastxent.backends.cpu.formats import as_real, rounding
 from fastxent.backends.cpu.formulas import (
     compiled,
     entropy,
+    excess,
     exp_parts,
     inlined,
     lse_of,
@@ -295,19 +298,21 @@ def _no_score(i, nll, results):
 
 
 @inlined
-def _beyond(row, target, largest, logit, top, nll, scaling, strips):
-    """lse minus the largest logit, in nats; where a subtraction would lose digits, from a sum of its own, which the
-    strips are overwritten with.
+def _beyond(row, target, largest, sums, logit, top, nll, scaling, strips):
+    """lse minus the largest logit, in nats: from the target's, from the sum of all the others, or where its own term
+    has cost that sum its digits, from a sum without it, which the strips are overwritten with.
     """
     if largest == target:
         return nll
-    distance = (top - logit) * scaling.row_nats
-    if nll - distance >= max(_CONFIDENT, 1e-9 * distance):
+    distance, rate = (top - logit) * scaling.row_nats, (scaling.row_high, scaling.row_low, scaling.row_nats)
+    if nll - distance >= max(_CONFIDENT, distance * 2.0**-52 / rounding(row)):
         return nll - distance
+    beyond = excess(sums[0], sums[1], sums[2], top, logit, nll, rate)
+    if beyond >= _CONFIDENT:
+        return beyond
     sum_moments(row, largest, strips, np.int64(0), strips.shape[0], scaling)
-    rate = scaling.row_high, scaling.row_low, scaling.row_nats
-    sums = add_strips(strips, rate)
-    return nll_of(sums[0], sums[1], sums[2], capped_one(row, largest, scaling.cap)[0], rate)
+    own = add_strips(strips, rate)
+    return nll_of(own[0], own[1], own[2], capped_one(row, largest, scaling.cap)[0], rate)
 
 
 @inlined
@@ -315,7 +320,7 @@ def _score_from_strips(row, target, ids, scaling, strips, i, results):
     rate = scaling.row_high, scaling.row_low, scaling.row_nats
     base, exponent, total, _, top, _, _ = add_strips(strips, rate)
     logit = capped_one(row, target, scaling.cap)[0]
-    nll = nll_of(base, exponent, total, logit, rate)
+    nll = results.nll[i] if row.shape[0] <= FEW else nll_of(base, exponent, total, logit, rate)
     if np.isnan(nll):
         _no_score(i, nll, results)
         return
@@ -333,7 +338,8 @@ def _score_from_strips(row, target, ids, scaling, strips, i, results):
     results.sum_p2[i] = square * share * share + own * own
     if logit > top and total != 0.0:
         drop += (logit - top) * total
-    peak, beyond = max(logit, top), _beyond(row, target, largest, logit, top, nll, scaling, strips)
+    sums, peak = (base, exponent, total), max(logit, top)
+    beyond = _beyond(row, target, largest, sums, logit, top, nll, scaling, strips)
     results.entropy[i] = entropy(beyond, drop * share, own, peak - logit, rate)
     for m in range(results.top_ids.shape[1]):
         k = results.top_ids[i, m]
@@ -361,7 +367,8 @@ def _sum_segment(logits, targets, scaling, strips, segments, task):
 def score(logits, targets, ids, scaling, segments, strips, results):
     """(N, V) logits read once -> `fastxent.state.RowScores`; ids (N, K) are classes whose log-probability is wanted.
 
-    strips (N, n, 8) is scratch. A row is cut into ``segments`` runs of strips, summed in parallel; 1 for many rows.
+    strips (N, n, 8) is scratch. The nll of rows of at most `FEW` classes must be there. A row is cut into
+    ``segments`` runs of strips, summed in parallel; 1 for many rows.
     """
     if segments > 1:
         for task in prange(logits.shape[0] * segments):
