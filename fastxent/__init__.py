@@ -16,6 +16,7 @@ from fastxent.divergences import (
     kl_divergence_from_logits_grad,
 )
 from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, nll_loss, nll_loss_grad
+from fastxent.models import ModelComparison, compare_models
 from fastxent.scoring import Scores, score
 from fastxent.softmax import log_softmax, log_softmax_grad, logsumexp, logsumexp_grad, softmax, softmax_grad
 from fastxent.state import LseState
@@ -25,11 +26,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LseState",
+    "ModelComparison",
     "Scores",
     "backends",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_grad",
     "binary_cross_entropy_with_logits_with_grad",
+    "compare_models",
     "cross_entropy",
     "cross_entropy_grad",
     "cross_entropy_hessian_diag",

@@ -74,7 +74,8 @@ def _tanh_series(terms):
     """Coefficients of a, a^3, ... of tanh a, from tanh' = 1 - tanh^2."""
     series = [Fraction(1)]
     for n in range(1, terms):
-        series.append(-sum(series[j] * series[n - 1 - j] for j in range(n)) / (2 * n + 1))
+        squares = sum((series[j] * series[n - 1 - j] for j in range(n)), Fraction(0))
+        series.append(-squares / (2 * n + 1))
     return series
 
 

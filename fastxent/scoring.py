@@ -81,49 +81,55 @@ def score(
     >>> import numpy as np, fastxent
     >>> scores = fastxent.score(np.float32([[20, 0, 0], [0, 1, 2]]), [0, 1], top_k=2)
     >>> scores.log_prob
-    array([-4.1223075e-09, -1.4076060e+00], dtype=float32)
+    array([-4.1223074e-09, -1.4076060e+00], dtype=float32)
     >>> scores.rank.tolist(), scores.is_greedy.tolist(), scores.top_ids.tolist()
     ([1, 2], [True, False], [[0, 1], [2, 1]])
     """
     options = arguments.ScoreOptions(top_k, ignore_index, temperature, softcap, shift)
     verbs, targets = backends.choose(backend), np.asarray(targets)
-    if isinstance(logits, Iterator):
-        shape, dtype, blocks = _stream(logits, targets.shape, axis)
-    else:
-        array = checks.read_logits(logits, axis)
-        shape, dtype, blocks = array.shape, array.dtype, _pieces(as_rows(array), progress is not None)
+    shape, dtype, blocks = blocks_of(logits, targets.shape, axis, None if progress is None else _PIECE)
     marked, wanted = arguments.read_score_targets(shape, targets, ids, options, axis)
     records, done = np.empty(marked.size, record_dtype(dtype, top_k, 0 if wanted is None else wanted.shape[1])), 0
     for block in blocks:
         part = slice(done, done := done + len(block))
-        if block.shape[1] != shape[-1] or block.dtype != dtype or done > len(records):
-            raise ValueError(
-                f"blocks of logits must be {dtype} rows of {shape[-1]} classes, {len(records)} in all; "
-                f"got {block.dtype} of shape {block.shape} after {part.start} rows"
-            )
+        check_block(block, shape[-1], dtype, part, len(records))
         records[part] = score_rows(block, marked[part], None if wanted is None else wanted[part], options, verbs)
         if progress is not None:
             progress(done, len(records))
-    if done < len(records):
-        raise ValueError(
-            f"blocks of logits must have a row for each of {len(records)} targets; they ended after {done}"
-        )
+    check_all(done, len(records))
     return Scores.from_records(records.reshape(targets.shape))
 
 
-def _stream(blocks, shape, axis):
-    """Shape, dtype and rows of all blocks, of which the first tells the classes."""
-    rows = (as_rows(checks.read_logits(block, axis)) for block in blocks)
-    first = next(rows, None)
-    if first is None:
-        raise ValueError("logits must give at least one block; the iterator was empty")
-    return (*shape, first.shape[1]), first.dtype, itertools.chain([first], rows)
+def blocks_of(logits, shape, axis, piece):
+    """Shape (..., V) and dtype of logits for targets of ``shape``, and their rows block by block: those of an iterator
+    as they come, of an array ``piece`` elements at a time, or None for all at once.
+    """
+    if isinstance(logits, Iterator):
+        blocks = (as_rows(checks.read_logits(block, axis)) for block in logits)
+        first = next(blocks, None)
+        if first is None:
+            raise ValueError("logits must give at least one block; the iterator was empty")
+        return (*shape, first.shape[1]), first.dtype, itertools.chain([first], blocks)
+    array = checks.read_logits(logits, axis)
+    rows = as_rows(array)
+    step = max(1, len(rows)) if piece is None else max(1, piece // rows.shape[1])
+    starts = range(0, max(1, len(rows)), step)
+    return array.shape, array.dtype, (rows if step >= len(rows) else rows[i : i + step] for i in starts)
 
 
-def _pieces(rows, cut):
-    """The rows of logits whole, or in pieces of some hundred megabytes."""
-    step = max(1, _PIECE // rows.shape[1]) if cut and isinstance(rows, np.ndarray) else max(1, len(rows))
-    return (rows if step >= len(rows) else rows[start : start + step] for start in range(0, max(1, len(rows)), step))
+def check_block(block, classes, dtype, part, rows):
+    """A block is the next ``part`` of ``rows`` rows, or a ValueError says why not."""
+    if block.shape[1] != classes or block.dtype != dtype or part.stop > rows:
+        raise ValueError(
+            f"blocks of logits must be {dtype} rows of {classes} classes, {rows} in all; "
+            f"got {block.dtype} of shape {block.shape} after {part.start} rows"
+        )
+
+
+def check_all(done, rows):
+    """Blocks have given every row, or a ValueError says how many they gave."""
+    if done < rows:
+        raise ValueError(f"blocks of logits must have a row for each of {rows} targets; they ended after {done}")
 
 
 def record_dtype(logits_dtype, top_k, ids=0):
@@ -183,7 +189,7 @@ class Scores:
     >>> print(scores)
     2 rows, 2 valid, 0 NaN
     mean NLL      1.497866 nats, 2.160964 bits
-    perplexity    4.472136 +- 3.599127
+    perplexity    4.472136 +- 3.598813
     accuracy      50.00%
     entropy       0.839376 nats
     """

@@ -45,8 +45,8 @@ def _sum_piece(p, q, lse_p, lse_q, start, stop, scaling, part):
 
 
 def divergences(p, q, lse_p, lse_q, scaling, parts):
-    """Logits (N, V) of two distributions and the logsumexp of their rows, float64 (N,) -> parts (N, n, 2), float64: what
-    each piece of a row adds to KL(p || q) and to JS(p, q).
+    """Logits (N, V) of two distributions and the logsumexp of their rows, float64 (N,) -> parts (N, n, 2), float64:
+    what each piece of a row adds to KL(p || q) and to JS(p, q).
     """
     for task in prange(parts.shape[0] * parts.shape[1]):
         i, piece = task // parts.shape[1], task % parts.shape[1]

@@ -28,12 +28,13 @@ from fastxent.backends.cpu.rows import (
     add_strips,
     capped_one,
     factors_of_strips,
+    load_masked,
     load_one,
     peak_of,
     sum_strips,
     write_strip,
 )
-from fastxent.backends.cpu.vector import LANES, lanes_of, widest_registers
+from fastxent.backends.cpu.vector import LANES, bits_of_lanes, lanes_of, lowest_bit, widest_registers
 from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP
 
 
@@ -118,10 +119,11 @@ def _of_row(values, i):
 @compiled
 def _first_largest(row):
     """The index of the largest logit, the lowest of equals; 0 when every logit is NaN."""
-    peak = peak_of(row, np.int64(0), row.shape[0], np.int64(ABSENT))
-    for j in range(row.shape[0]):
-        if load_one(row, j) == peak:
-            return j
+    peak = as_real(row, peak_of(row, np.int64(0), row.shape[0], np.int64(ABSENT)))
+    for j in range(0, row.shape[0], LANES):
+        found = bits_of_lanes(load_masked(row, j, row.shape[0], np.int64(ABSENT)) == peak)
+        if found != 0 and j + lowest_bit(found) < row.shape[0]:
+            return j + lowest_bit(found)
     return 0
 
 
