@@ -260,9 +260,10 @@ def anonymous_megabytes(pid):
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
-def start(folder, *options):
+def start(folder, *options, logits=None):
+    files = paths(folder) if logits is None else (logits, *paths(folder)[1:])
     process = subprocess.Popen(
-        [*COMMAND, "score", *map(str, paths(folder)), *options],
+        [*COMMAND, "score", *map(str, files), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -408,6 +409,43 @@ def test_memory_stays_bounded(large):
     first, highest = memory_of(start(large))
     assert highest - first < 200
     assert np.load(large / "scores.npy", mmap_mode="r").shape == (10**6,)
+
+
+def _parquet(folder):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.zeros(10**7, np.float32)), 1000)
+    with parquet.ParquetWriter(folder / "logits.parquet", pyarrow.schema([("x", rows.type)])) as writer:
+        for _ in range(40):
+            writer.write_table(pyarrow.table({"x": rows}))
+
+
+def _arrow(folder):
+    pyarrow, feather = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.feather")
+    rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.zeros(4 * 10**8, np.float32)), 1000)
+    feather.write_feather(pyarrow.table({"x": rows}), folder / "logits.arrow", chunksize=4000)
+
+
+def _zarr(chunks):
+    def save(folder):
+        pytest.importorskip("zarr").create_array(
+            folder / "logits.zarr", shape=(4 * 10**5, 1000), chunks=chunks, dtype="f4"
+        )
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "save",
+    [_parquet, _arrow, _zarr((4000, 1000)), _zarr((10_000, 100)), _zarr((10, 1000))],
+    ids=["parquet", "arrow", "zarr-rows", "zarr-columns", "zarr-small"],
+)
+def test_memory_stays_bounded_where_it_is_decoded(tmp_path, save):
+    """1.6 GB decoded; what stores zeros well is no less to decode."""
+    save(tmp_path)
+    (logits,) = tmp_path.iterdir()
+    np.save(tmp_path / "targets.npy", np.zeros(4 * 10**5, np.int64))
+    first, highest = memory_of(start(tmp_path, logits=logits))
+    assert 20 < highest - first < 256
 
 
 def test_memory_stays_bounded_with_two_classes(tmp_path):
