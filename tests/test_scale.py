@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastxent
-from tests import test_cli
+from tests import processes
 
 ROWS, CLASSES, BLOCK = 23_500, 128_256, 100
 
@@ -25,19 +25,19 @@ def test_twelve_gigabytes(tmp_path):
             block.tofile(file)
     np.save(tmp_path / "targets.npy", targets)
 
-    _, highest = test_cli.memory_of(test_cli.start(tmp_path))
+    _, highest = processes.memory_of(processes.start(tmp_path))
     assert 0 < highest < 500
     whole = (tmp_path / "scores.npy").read_bytes()
 
     (tmp_path / "scores.npy").unlink()
     for number in range(5):
-        process = test_cli.start(tmp_path, "--resume")
-        test_cli.wait_until_done(tmp_path, process, ROWS * (number + 1) // 6)
+        process = processes.start(tmp_path, "--resume")
+        processes.wait_until_done(tmp_path, process, ROWS * (number + 1) // 6)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert 0 < test_cli.journalled(tmp_path) < ROWS
-    _, highest = test_cli.memory_of(test_cli.start(tmp_path, "--resume"))
+        assert 0 < processes.journalled(tmp_path) < ROWS
+    _, highest = processes.memory_of(processes.start(tmp_path, "--resume"))
     assert 0 < highest < 500
     assert (tmp_path / "scores.npy").read_bytes() == whole
 

@@ -99,9 +99,7 @@ class ColumnSource(Source):
             batch = next(self._batches, None)
             if batch is None:
                 raise EOFError("it ends too early")
-            while self._pyarrow.types.is_fixed_size_list(batch.type):
-                if batch.null_count:
-                    raise ValueError("it holds nulls")
+            while self._pyarrow.types.is_fixed_size_list(batch.type) and not batch.null_count:
                 batch = batch.flatten()
             if batch.null_count:
                 raise ValueError("it holds nulls")
