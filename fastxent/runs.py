@@ -162,12 +162,11 @@ def _refuse_nan(records, first):
 def rows_at_a_time(logits, targets, options, memory=MEMORY, chunk_rows=None):
     """How many rows of logits to take at a time so that ``memory`` bytes are enough.
 
-    Two blocks exist at a time, one being read and one being scored. What is mapped takes no memory. What is decoded is
-    there up to three times while it is put together, and decoding takes `fastxent.io.Source.piece_bytes`.
+    Two blocks exist at a time, one being read and one being scored. What is mapped takes no memory of the process, and
+    a row of it may be of any length. What is decoded takes `fastxent.io.Source.piece_bytes` beside the blocks.
     """
-    row_bytes = logits.shape[-1] * logits.dtype.itemsize
-    pieces = logits.piece_bytes + targets.piece_bytes
-    share = memory // 4 if logits.mapped else (memory - pieces) // 4
+    row_bytes, pieces = logits.shape[-1] * logits.dtype.itemsize, logits.piece_bytes + targets.piece_bytes
+    share = memory // 2 if logits.mapped else (memory - pieces) // 4
     if not logits.mapped and share < row_bytes:
         raise ValueError(
             f"{logits.name}: a row of {row_bytes:,} bytes, decoded by {pieces:,}, needs memory of at least "

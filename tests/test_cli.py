@@ -3,24 +3,13 @@
 import json
 import os
 import pickle
-import shlex
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastxent
 from fastxent.bench.cases import Case
-
-COMMAND = [sys.executable, "-m", "fastxent"]
-
-
-def run(*arguments, **options):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
+from tests.processes import paths, run
 
 
 @pytest.fixture
@@ -29,10 +18,6 @@ def problem(tmp_path):
     np.save(tmp_path / "logits.npy", logits)
     np.save(tmp_path / "targets.npy", targets)
     return tmp_path, logits, targets
-
-
-def paths(folder):
-    return folder / "logits.npy", folder / "targets.npy", "-o", folder / "scores.npy"
 
 
 class TestScore:
@@ -243,182 +228,6 @@ def test_an_unknown_backend_is_bad_usage(problem):
         2,
         "error: there is no backend 'abacus'; the backends are cpu, reference\n",
     )
-
-
-@pytest.fixture
-def large(tmp_path):
-    """4 GB of logits that take no disk: a file of holes."""
-    with (tmp_path / "logits.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 1000)})
-        file.truncate(file.tell() + 4 * 10**9)
-    np.save(tmp_path / "targets.npy", np.zeros(10**6, np.int64))
-    return tmp_path
-
-
-def anonymous_megabytes(pid):
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-
-
-def start(folder, *options):
-    process = subprocess.Popen(
-        [*COMMAND, "score", *map(str, paths(folder)), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (folder / "scores.npy.part").exists() and process.poll() is None:
-        time.sleep(0.001)
-    return process
-
-
-def journalled(folder):
-    """Rows done by the last whole line of the journal; 0 without one."""
-    try:
-        lines = (folder / "scores.npy.journal").read_bytes().split(b"\n")[1:-1]
-    except FileNotFoundError:
-        return 0
-    return json.loads(lines[-1])["done"] if lines else 0
-
-
-def wait_until_done(folder, process, rows):
-    """Wait for so many rows in the journal."""
-    while journalled(folder) < rows:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-
-
-ROWS = 40_000
-
-
-@pytest.fixture
-def long(tmp_path):
-    """Seconds of work when it is done row by row."""
-    rng = np.random.default_rng(20)
-    np.save(tmp_path / "logits.npy", rng.standard_normal((ROWS, 64), dtype=np.float32))
-    np.save(tmp_path / "targets.npy", rng.integers(0, 64, ROWS))
-    assert run("score", *paths(tmp_path)).returncode == 0
-    (tmp_path / "scores.npy").rename(tmp_path / "whole.npy")
-    return tmp_path
-
-
-def test_twenty_kills_and_the_same_bytes(long):
-    for number in range(20):
-        process = start(long, "--chunk-rows", "1", "--resume")
-        wait_until_done(long, process, ROWS * (number + 1) // 22)
-        assert process.poll() is None
-        process.kill()
-        _, stderr = process.communicate()
-        assert (process.returncode, stderr) == (-signal.SIGKILL, "")
-        assert 0 < journalled(long) < ROWS
-        assert not (long / "scores.npy").exists()
-    done = run("score", *paths(long), "--resume", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert 0 < json.loads(done.stdout)["rows_now"] < ROWS
-    assert (long / "scores.npy").read_bytes() == (long / "whole.npy").read_bytes()
-    assert sorted(path.name for path in long.iterdir()) == ["logits.npy", "scores.npy", "targets.npy", "whole.npy"]
-
-
-def test_interrupted_is_exit_code_130_and_can_be_resumed(long):
-    process = start(long, "--chunk-rows", "1")
-    wait_until_done(long, process, 10)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stderr) == (130, "interrupted; --resume goes on with what is done\n")
-    assert 0 < journalled(long) < ROWS
-    done = run("score", *paths(long))
-    assert (done.returncode, "is unfinished; --resume goes on with it, --force begins again" in done.stderr) == (
-        2,
-        True,
-    )
-    done = run("score", *paths(long), "--resume", "--temperature", "2")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "was begun with another temperature: 1.0, not 2.0" in done.stderr
-    assert run("score", *paths(long), "--resume").returncode == 0
-    assert (long / "scores.npy").read_bytes() == (long / "whole.npy").read_bytes()
-
-
-def test_a_full_disk_ends_with_1_and_keeps_what_is_done(long):
-    (long / "disk").mkdir()
-    mount = "mount -t tmpfs -o size=100k none disk"
-    if subprocess.run(["unshare", "-rm", "bash", "-c", mount], cwd=long, capture_output=True).returncode:
-        pytest.skip("no small disk can be made here")
-    score = shlex.join([*COMMAND, "score", "logits.npy", "targets.npy", "-o", "disk/scores.npy", "--chunk-rows", "100"])
-    script = (
-        f"{mount} && {{ {score}; echo $?; tail -n 1 disk/scores.npy.journal; mount -o remount,size=10m disk;"
-        f"{score} --resume >&2; cmp disk/scores.npy whole.npy && ls disk; }}"
-    )
-    done = subprocess.run(["unshare", "-rm", "bash", "-c", script], cwd=long, capture_output=True, text=True)
-    code, last, *left = done.stdout.splitlines()
-    assert code == "1"
-    assert 10_000 < json.loads(last)["done"] < 17_000
-    assert done.stderr.startswith(
-        "error: disk/scores.npy: No space left on device; --resume goes on with what is done\n"
-    )
-    assert left == ["scores.npy"]
-
-
-def test_a_file_that_may_not_grow(long):
-    limited = f"ulimit -f 100; exec {shlex.join(map(str, [*COMMAND, 'score', *paths(long), '--chunk-rows', '100']))}"
-    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
-    assert (done.returncode, done.stderr.count("\n"), "File too large; --resume" in done.stderr) == (1, 1, True)
-    assert 10_000 < journalled(long) < 20_000
-
-
-@pytest.mark.parametrize("size", [0, 5000], ids=["to-nothing", "to-what-was-read"])
-def test_an_input_truncated_under_the_run_ends_with_1_and_one_line(long, size):
-    process = start(long, "--chunk-rows", "1")
-    wait_until_done(long, process, 100)
-    os.truncate(long / "logits.npy", size)
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 1
-    assert stderr.startswith("error: ")
-    assert "truncated" in stderr
-    assert stderr.count("\n") == 1
-    assert 0 < journalled(long) < ROWS
-
-
-def test_a_nan_row_may_end_the_run(tmp_path):
-    logits = np.zeros((5, 3))
-    logits[3, 1] = np.nan
-    np.save(tmp_path / "logits.npy", logits)
-    np.save(tmp_path / "targets.npy", np.zeros(5, int))
-    done = run("score", *paths(tmp_path), "--on-nan", "error", "--chunk-rows", "1")
-    said = "error: the log-probability of row 3 is NaN, the first of its kind; --resume goes on with what is done\n"
-    assert (done.returncode, done.stderr) == (1, said)
-    assert journalled(tmp_path) == 3
-    assert json.loads(run("score", *paths(tmp_path), "--resume", "--json").stdout)["nan"] == 1
-
-
-def memory_of(process):
-    """Megabytes of anonymous memory of a run when it begins to write, and at its highest; it must end well."""
-    first = highest = anonymous_megabytes(process.pid)
-    while process.poll() is None:
-        try:
-            highest = max(highest, anonymous_megabytes(process.pid))
-        except (StopIteration, FileNotFoundError, ProcessLookupError):
-            break
-        time.sleep(0.005)
-    process.communicate()
-    assert process.returncode == 0
-    return first, highest
-
-
-def test_memory_stays_bounded(large):
-    first, highest = memory_of(start(large))
-    assert highest - first < 200
-    assert np.load(large / "scores.npy", mmap_mode="r").shape == (10**6,)
-
-
-def test_memory_stays_bounded_with_two_classes(tmp_path):
-    with (tmp_path / "logits.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**7, 2)})
-        file.truncate(file.tell() + 8 * 10**7)
-    with (tmp_path / "targets.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|i1", "fortran_order": False, "shape": (10**7,)})
-        file.truncate(file.tell() + 10**7)
-    first, highest = memory_of(start(tmp_path))
-    assert highest - first < 200
 
 
 def test_names_that_look_like_markup(problem):

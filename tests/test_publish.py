@@ -5,7 +5,7 @@ import pytest
 
 from fastxent.io import publish
 
-RECORD = np.dtype([("score", "<f4"), ("valid", "?"), ("rank", "<i8"), ("ids", "<i4", (3,)), ("grid", "<f8", (2, 2))])
+RECORD = np.dtype([("score", "<f4"), ("valid", "?"), ("rank", "<i8"), ("ids", "<i4", (3,)), ("grid", "<f8", (2, 3))])
 
 
 @pytest.fixture(params=[0, 1, 10, 1000])
@@ -29,9 +29,10 @@ def test_parquet(tmp_path, records, piece):
     table = parquet.read_table(tmp_path / "a")
     assert table.column_names == list(RECORD.names)
     for name in RECORD.names:
-        column = table[name].combine_chunks()
+        column, sizes = table[name].combine_chunks(), ()
         while column.type.num_fields:
-            column = column.flatten()
+            column, sizes = column.flatten(), (*sizes, column.type.list_size)
+        assert sizes == RECORD[name].shape
         np.testing.assert_array_equal(column.to_numpy(zero_copy_only=False), records[name].reshape(-1))
         assert column.null_count == 0
     assert table.schema.metadata[b"shape"] == str([len(records)]).encode()
@@ -53,7 +54,7 @@ def test_a_single_record(tmp_path):
     zarr, parquet = pytest.importorskip("zarr"), pytest.importorskip("pyarrow.parquet")
     record = np.zeros(1, RECORD)
     publish.write_zarr(record, (), tmp_path / "a")
-    assert zarr.open_group(tmp_path / "a", mode="r")["grid"].shape == (2, 2)
+    assert zarr.open_group(tmp_path / "a", mode="r")["grid"].shape == (2, 3)
     publish.write_parquet(record, (), tmp_path / "b")
     assert parquet.read_table(tmp_path / "b").num_rows == 1
 

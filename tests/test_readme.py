@@ -43,10 +43,19 @@ def test_values_the_recipes_name():
 def test_shell_commands(tmp_path):
     np.save(tmp_path / "logits.npy", np.zeros((6, 4), np.float32))
     np.save(tmp_path / "targets.npy", np.arange(6) % 4)
+    safetensors, zarr = pytest.importorskip("safetensors.numpy"), pytest.importorskip("zarr")
+    for number in range(2):
+        logits = {"logits": np.zeros((3, 4), np.float32), "other": np.zeros(1)}
+        safetensors.save_file(logits, tmp_path / f"shard-{number}.safetensors")
+    group = zarr.open_group(tmp_path / "lm.zarr", mode="w")
+    group.create_array("logits", data=np.zeros((2, 3, 4), np.float32))
+    group.create_array("tokens", data=np.arange(6).reshape(2, 3) % 4)
     commands = re.findall(r"^\$ fastxent (.*)$", TEXT, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         subprocess.run([sys.executable, "-m", "fastxent", *shlex.split(command)], cwd=tmp_path, check=True)
+    assert (tmp_path / "scores.parquet").exists()
+    assert zarr.open_group(tmp_path / "tokens.zarr", mode="r")["valid"][:].tolist() == [[True, True, False]] * 2
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy")["log_prob"], -np.log(4), rtol=1e-6)
 
 

@@ -173,9 +173,11 @@ class TestMemory:
         zarr = pytest.importorskip("zarr")
         logits, _ = arrays
         zarr.create_array(tmp_path / "a.zarr", data=logits, chunks=(2, 20_000))
-        with pytest.raises(ValueError, match=r"a\.zarr: a row of 80,000 bytes, .* at least 640,000 bytes; got 630,000"):
-            score_file(tmp_path / "a.zarr", *paths(tmp_path)[1:], memory=630_000)
-        score_file(tmp_path / "a.zarr", *paths(tmp_path)[1:], memory=640_000)
+        with pytest.raises(
+            ValueError, match=r"a\.zarr: a row of 80,000 bytes, .* at least 42,263,040 bytes; got 42,263,039"
+        ):
+            score_file(tmp_path / "a.zarr", *paths(tmp_path)[1:], memory=42_263_039)
+        score_file(tmp_path / "a.zarr", *paths(tmp_path)[1:], memory=42_263_040)
 
     def test_records_count(self, arrays, tmp_path):
         with io.open_source(tmp_path / "logits.npy") as logits, io.open_source(tmp_path / "targets.npy") as targets:

@@ -1,10 +1,12 @@
-"""Twelve gigabytes of logits really on disk, scored in bounded memory; run with ``pytest -m slow``."""
+"""Twelve gigabytes of logits really on disk, scored in bounded memory, killed and resumed; `pytest -m slow` runs it."""
+
+import signal
 
 import numpy as np
 import pytest
 
 import fastxent
-from tests.test_cli import memory_of
+from tests import processes
 
 ROWS, CLASSES, BLOCK = 23_500, 128_256, 100
 
@@ -23,8 +25,21 @@ def test_twelve_gigabytes(tmp_path):
             block.tofile(file)
     np.save(tmp_path / "targets.npy", targets)
 
-    _, highest = memory_of(start(tmp_path))
+    _, highest = processes.memory_of(processes.start(tmp_path))
     assert 0 < highest < 500
+    whole = (tmp_path / "scores.npy").read_bytes()
+
+    (tmp_path / "scores.npy").unlink()
+    for number in range(5):
+        process = processes.start(tmp_path, "--resume")
+        processes.wait_until_done(tmp_path, process, ROWS * (number + 1) // 6)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert 0 < processes.journalled(tmp_path) < ROWS
+    _, highest = processes.memory_of(processes.start(tmp_path, "--resume"))
+    assert 0 < highest < 500
+    assert (tmp_path / "scores.npy").read_bytes() == whole
 
     sample = np.sort(rng.choice(ROWS, 200, replace=False))
     logits = np.load(tmp_path / "logits.npy", mmap_mode="r")[sample].astype(np.float64)

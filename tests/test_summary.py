@@ -20,7 +20,7 @@ def records(log_prob, valid, greedy):
 @pytest.mark.parametrize("block", [1, 3, 1000])
 def test_by_hand(block, monkeypatch):
     monkeypatch.setattr(summary, "_ROWS", block)
-    found = records([-1, -2, np.nan, np.nan, -3], [1, 1, 1, 0, 1], [1, 0, 1, 0, 1])
+    found = records([-1, -2, np.nan, -9, -3], [1, 1, 1, 0, 1], [1, 0, 1, 0, 1])
     figures = Summary.of(found).timed(2.0, 5, 4_000_000_000).as_dict()
     assert [figures[name] for name in ("rows", "valid", "nan", "correct", "total_nll")] == [5, 4, 1, 2, 6.0]
     assert figures["mean_nll_nats"] == 2.0

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastxent.io.zarr
 from fastxent.io import SourceError, open_source
 from fastxent.io.zarr import _boxes
 from tests.damage import damage_file, readable_or_one_clear_line
@@ -23,22 +24,28 @@ def save(path, array, chunks, **options):
 @given(
     shape=st.lists(st.integers(1, 5), max_size=4),
     cuts=st.tuples(st.integers(0, 700), st.integers(0, 700)),
+    limit=st.sampled_from([1, 10, 1000]),
 )
 @settings(deadline=None)
-def test_boxes_are_the_flat_range(shape, cuts):
+def test_boxes_are_the_flat_range(shape, cuts, limit):
     array = np.arange(int(np.prod(shape))).reshape(shape)
     start, stop = sorted(min(cut, array.size) for cut in cuts)
-    boxes = list(_boxes(array.shape, start, stop))
+    boxes = list(_boxes(array.shape, start, stop, limit))
     pieces = [array[index] if len(index) == array.ndim else array[(*index, slice(a, b))] for index, a, b in boxes]
     flat = np.concatenate([np.ravel(piece) for piece in pieces]) if pieces else np.empty(0, int)
     np.testing.assert_array_equal(flat, np.arange(start, stop))
-    assert len(boxes) <= max(1, 2 * len(shape))
+    assert limit < 1000 or len(boxes) <= max(1, 2 * len(shape))
+    assert all(
+        b - a == 1 or np.prod(shape[len(index) + 1 :]) <= limit for index, a, b in boxes if len(shape) > len(index) + 2
+    )
 
 
+@pytest.mark.parametrize("request_bytes", [8 << 20, 100])
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("step", [1, 5, 35, 49, 1000])
 @pytest.mark.parametrize(("shape", "chunks"), [((9, 7), (4, 3)), ((4, 6, 7), (3, 4, 7)), ((60,), (7,)), ((), ())])
-def test_blocks_are_the_array(tmp_path, zarr_format, step, shape, chunks):
+def test_blocks_are_the_array(tmp_path, monkeypatch, request_bytes, zarr_format, step, shape, chunks):
+    monkeypatch.setattr(fastxent.io.zarr, "_REQUEST", request_bytes)
     array = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
     save(tmp_path / "a.zarr", array, chunks, zarr_format=zarr_format)
     with open_source(tmp_path / "a.zarr") as source:
@@ -48,8 +55,9 @@ def test_blocks_are_the_array(tmp_path, zarr_format, step, shape, chunks):
         assert source.block(0, 0).size == 0
 
 
-def test_each_chunk_is_decoded_once(tmp_path):
+def test_each_chunk_is_decoded_once(tmp_path, monkeypatch):
     """Blocks of 3 rows over chunks of 4: chunks already taken are gone, and nobody asks for them again."""
+    monkeypatch.setattr(fastxent.io.zarr, "_REQUEST", 100)
     array = np.arange(48.0).reshape(12, 4)
     save(tmp_path / "a.zarr", array, (4, 4))
     with open_source(tmp_path / "a.zarr") as source:

@@ -60,7 +60,7 @@ class ColumnSource(Source):
 
     def close(self):
         """Drop what was decoded."""
-        self._batches, self._next, self._rest = iter(()), -1, self._rest[:0]
+        self._batches, self._next, self._rest = iter(()), -1, np.empty(0, self._stored)
 
     def block(self, start, stop):
         """Elements ``start`` to ``stop`` in C order, decoded."""
@@ -71,14 +71,14 @@ class ColumnSource(Source):
         if start != self._next:
             self._seek(start)
         filled = 0
-        while True:
+        while filled < len(found):
+            if not len(self._rest):
+                self._rest = np.empty(0, self._stored)  # a view of the last batch would keep it
+                self._rest = self._read_on()
             piece = self._rest[: len(found) - filled]
             found[filled : filled + len(piece)] = piece
             self._rest = self._rest[len(piece) :]
             filled += len(piece)
-            if filled == len(found):
-                break
-            self._rest = self._read_on()
         self._next = stop
         return found.view(self.dtype)
 
@@ -86,11 +86,12 @@ class ColumnSource(Source):
         width = math.prod(self.shape[1:])
         with self._failures("cannot be read"):
             row, self._batches = self._read_batches(start // width if width else 0)
-        rest, skip = self._rest[:0], start - row * width
-        while skip > len(rest):
-            skip -= len(rest)
-            rest = self._read_on()
-        self._rest = rest[skip:]
+        self._rest, skip = np.empty(0, self._stored), start - row * width
+        while skip > len(self._rest):
+            skip -= len(self._rest)
+            self._rest = np.empty(0, self._stored)
+            self._rest = self._read_on()
+        self._rest = self._rest[skip:]
 
     def _read_on(self):
         """The numbers of the next batch that has any."""
@@ -98,9 +99,7 @@ class ColumnSource(Source):
             batch = next(self._batches, None)
             if batch is None:
                 raise EOFError("it ends too early")
-            while self._pyarrow.types.is_fixed_size_list(batch.type):
-                if batch.null_count:
-                    raise ValueError("it holds nulls")
+            while self._pyarrow.types.is_fixed_size_list(batch.type) and not batch.null_count:
                 batch = batch.flatten()
             if batch.null_count:
                 raise ValueError("it holds nulls")
@@ -163,9 +162,20 @@ class ParquetSource(ColumnSource):
 
 
 class ArrowSource(ColumnSource):
-    """A column of an Arrow IPC file: .arrow, .feather, .ipc."""
+    """A column of an Arrow IPC file: .arrow, .feather, .ipc.
+
+    A batch is decoded whole, and no batch is taken to be larger than the first.
+    """
 
     kind = "Arrow"
+
+    def __init__(self, path, column=None):
+        super().__init__(path, column)
+        with self._failures("cannot be read"):
+            _, batches = self._read_batches(0)
+            first = next(batches, None)
+        # the batch, its bytes as stored, and what the library's allocator holds back
+        self.piece_bytes = 0 if first is None else 3 * first.nbytes
 
     def _read_schema(self):
         with self._reader() as reader:

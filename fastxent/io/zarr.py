@@ -12,12 +12,14 @@ import numpy as np
 
 from fastxent.io.source import Source, SourceError, line, package, pick
 
+_REQUEST = 8 << 20  # bytes asked for at a time, where chunks are smaller
+
 
 class ZarrSource(Source):
     """An array of a zarr store: the store's own, or the one at the path ``array`` in its group.
 
-    Chunks are decoded whole. A block that ends within a chunk of rows keeps these rows for the next block, so each
-    chunk is decoded once where rows are chunked along the last of their axes.
+    Chunks are decoded whole, and what was decoded last is kept for the next block, so each chunk is decoded once where
+    rows are chunked along the last of their axes only.
     """
 
     def __init__(self, path, array=None):
@@ -31,10 +33,15 @@ class ZarrSource(Source):
             raise SourceError(f"{self.name}: not a readable zarr array: {line(error)}") from error
         self.shape, self.dtype = self._array.shape, self._array.dtype
         self._chunks = self._array.chunks
-        self._kept = (), 0, np.empty(0)
-        slab = (self._chunks[-2] * self.shape[-1],) if len(self.shape) > 1 else self._chunks
-        self.piece_bytes = (math.prod(self._chunks) + math.prod(slab)) * self.dtype.itemsize
+        self._kept: tuple[tuple[int, ...], int, np.ndarray] = (), 0, np.empty(0)
+        self.piece_bytes = self._memory_of_a_request()
         self._stamp = self.stamp()
+
+    def _memory_of_a_request(self):
+        """The rows of a chunk, and what a request takes while its chunks are raw and decoded."""
+        chunk = math.prod(self._chunks) * self.dtype.itemsize
+        rows = self._chunks[-2] * self.shape[-1] * self.dtype.itemsize if len(self.shape) > 1 else chunk
+        return max(_REQUEST, rows) + 4 * max(_REQUEST, chunk)
 
     def _open(self, wanted):
         found = self._library.open(self._path, mode="r")
@@ -71,54 +78,75 @@ class ZarrSource(Source):
 
     def block(self, start, stop):
         """Elements ``start`` to ``stop`` in C order, decoded."""
+        found, filled = np.empty(stop - start, self._array.dtype), 0
+        limit = _REQUEST // self.dtype.itemsize
         try:
-            pieces = [self._rows(*box) for box in _boxes(self.shape, start, stop)]
+            for index, first, last in _boxes(self.shape, start, stop, limit):
+                for rows in self._rows(index, first, last):
+                    found[filled : filled + rows.size] = rows.reshape(-1)
+                    filled += rows.size
         except Exception as error:
             raise SourceError(f"{self.name}: cannot be read: {line(error)}") from error
         self.check_unchanged()
-        flat = [np.ascontiguousarray(piece).reshape(-1) for piece in pieces] or [np.empty(0, self._array.dtype)]
-        return (flat[0] if len(flat) == 1 else np.concatenate(flat)).view(self.dtype)
+        return found.view(self.dtype)
 
     def _rows(self, index, start, stop):
-        """``array[index][start:stop]``; of a chunk begun on the last axis but one, what is left is kept."""
+        """``array[index][start:stop]`` piece by piece, from whole chunks."""
         axis = len(index)
         if axis == len(self.shape):
+            yield np.asarray(self._array[index])
+            return
+        size = self._chunks[axis]
+        row = math.prod(self.shape[axis + 1 :]) * self.dtype.itemsize
+        if size * row < _REQUEST:
+            size *= _REQUEST // (size * max(1, row))
+        elif axis < len(self.shape) - 2:
+            size = 1  # chunks of several sequences: one at a time, each decoded again
+        while start < stop:
+            place, first, kept = self._kept
+            if place != index or not first <= start < first + len(kept):
+                del kept
+                self._kept = (), 0, np.empty(0)  # before the next is there
+                first = start // size * size
+                kept = self._decode((*index, slice(first, min(first + size, self.shape[axis]))))
+                self._kept = index, first, kept
+            rows = kept[start - first : stop - first]
+            yield rows
+            start += len(rows)
+
+    def _decode(self, index):
+        """``array[index]``, rows of classes by some columns of chunks at a time."""
+        if len(index) != len(self.shape) - 1:
             return self._array[index]
-        last_rows = axis >= len(self.shape) - 2
-        size = self._chunks[axis] if last_rows else 1
-        place, first, kept = self._kept
-        found = []
-        if place == index and first <= start < first + len(kept):
-            found.append(kept[start - first : stop - first])
-            start += len(found[0])
-        whole = stop if stop == self.shape[axis] else stop // size * size
-        if start < whole:
-            found.append(self._array[(*index, slice(start, whole))])
-            start = whole
-        if start < stop:
-            kept = self._array[(*index, slice(whole, min(whole + size, self.shape[axis])))]
-            self._kept = index, whole, kept
-            found.append(kept[start - whole : stop - whole])
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        found = np.empty((index[-1].stop - index[-1].start, self.shape[-1]), self._array.dtype)
+        width = max(1, _REQUEST // (len(found) * self._chunks[-1] * self.dtype.itemsize)) * self._chunks[-1]
+        for start in range(0, self.shape[-1], width):
+            found[:, start : start + width] = self._array[(*index, slice(start, start + width))]
+        return found
 
 
 def _digest(metadata):
     return hashlib.sha256(repr(metadata).encode()).hexdigest()[:16]
 
 
-def _boxes(shape, start, stop, index=()):
-    """``index, start, stop`` on the axis after ``index``: few boxes that are flat elements ``start`` to ``stop``."""
+def _boxes(shape, start, stop, limit, index=()):
+    """``index, start, stop`` on the axis after ``index``: few boxes that are flat elements ``start`` to ``stop``.
+
+    Along the axes before the last two, only what has at most ``limit`` elements is taken whole.
+    """
     if start == stop:
         return
     if not shape:
         yield index, 0, 1
         return
     inner = math.prod(shape[1:])
-    low, high = -(-start // inner), stop // inner
-    if low > high:
-        yield from _boxes(shape[1:], start - high * inner, stop - high * inner, (*index, high))
-        return
-    yield from _boxes(shape[1:], start - (low - 1) * inner, inner, (*index, low - 1)) if start < low * inner else ()
-    if low < high:
-        yield index, low, high
-    yield from _boxes(shape[1:], 0, stop - high * inner, (*index, high)) if high * inner < stop else ()
+    whole = len(shape) <= 2 or inner <= limit
+    while start < stop:
+        first, begun = divmod(start, inner)
+        end = min(stop, (first + 1) * inner)
+        if whole and not begun and stop - start >= inner:
+            end = stop // inner * inner
+            yield index, first, end // inner
+        else:
+            yield from _boxes(shape[1:], begun, end - first * inner, limit, (*index, first))
+        start = end
