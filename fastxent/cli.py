@@ -21,10 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 import fastxent
-from fastxent import backends, io, runs
+from fastxent import backends, io, page, runs
 from fastxent.arguments import ScoreOptions
 from fastxent.bench import report
 from fastxent.checks import DTYPES
+from fastxent.digest import Questions
 
 # what a bad argument or a bad file raises before anything is written; a SourceError is a ValueError
 BAD_INPUT = (FileExistsError, IndexError, TypeError, ValueError, backends.BackendUnavailableError)
@@ -124,6 +125,11 @@ class Size(click.ParamType):
     show_default=True,
     help="Whether a row whose score is NaN is counted or ends the run.",
 )
+@click.option("--compare", "other", multiple=True, help="Another model's logits: compare it with the first.")
+@click.option("--group-by", metavar="FILE", help="What names each row's group: of TARGETS' shape or its beginning.")
+@click.option("--words", metavar="N|FILE", help="How many words the targets are, for word perplexity.")
+@click.option("--bytes", "byte_counts", metavar="N|FILE", help="And bytes, for bits per byte; a file is summed.")
+@click.option("--html", "page_file", type=click.Path(path_type=Path), help="Write a report to this HTML file.")
 @_backend_option
 def score(
     files,
@@ -133,12 +139,16 @@ def score(
     as_json,
     resume,
     force,
-    backend,
     top_k,
     ignore_index,
     temperature,
     softcap,
     shift,
+    other,
+    group_by,
+    words,
+    byte_counts,
+    page_file,
     **how,
 ):
     """Score LOGITS (..., V) against TARGETS (...), files of any size.
@@ -148,7 +158,8 @@ def score(
     .arrow and .feather; FILE::NAME picks a tensor, array or column.
 
     OUTPUT holds records, one a target in C order: log_prob (natural log, <= 0), lse, entropy, sum_p2, rank, rank_hi,
-    argmax, is_greedy, valid, and with --top-k top_ids and top_log_probs. It appears when it is whole; until then
+    argmax, is_greedy, valid, with --top-k top_ids and top_log_probs, with --compare other_log_prob, kl, js and
+    same_argmax. It appears when it is whole; until then
     OUTPUT.part and OUTPUT.journal hold what is finished, and --resume goes on with them.
     """
     *logits, targets = files
@@ -160,14 +171,20 @@ def score(
     bar = _progress()
     task = bar.add_task("scoring", total=None)
     try:
-        _check_summary_file(summary_file, files, output, force)
+        for beside in (summary_file, page_file):
+            _check_beside(beside, [*files, *other], output, force)
+        if page_file:
+            page.check()
+        asked = any((group_by, words, byte_counts, page_file, other))
+        questions = Questions(group_by, words, byte_counts) if asked else None
         with bar:
             summary = runs.score_file(
                 logits,
                 targets,
                 output,
                 ScoreOptions(top_k, ignore_index, temperature, softcap, shift),
-                backend=backend,
+                other=list(other) or None,
+                questions=questions,
                 file_format=file_format and f".{file_format}",
                 resume=resume,
                 replace=force,
@@ -185,15 +202,21 @@ def score(
         TypeError,
         ValueError,
         backends.BackendUnavailableError,
+        page.MissingPackageError,
     ) as error:
         raise BadInput(f"{error}{_hint(str(error))}") from error
-    figures = {name: _or_null(value) for name, value in summary.as_dict().items()}
+    found = questions.digest if questions else None
+    figures = _or_null(summary.as_dict() | (found.as_dict() if found else {}))
     if summary_file:
-        _write_summary(summary_file, figures)
+        _write_beside(summary_file, json.dumps(figures, indent=1) + "\n")
+    if page_file:
+        title, subtitle = f"Scores of {Path(files[0]).name}", f"{' '.join(files)} -> {output}"
+        _write_beside(page_file, page.render(found, title, subtitle))
     if as_json:
         click.echo(json.dumps(figures))
     else:
         Console().print(_summary_table(summary.as_dict(), output))
+        _print_digest(found)
 
 
 def _resumable(output):
@@ -211,8 +234,8 @@ def _hint(message):
     return next((hint for end, hint in hints.items() if message.endswith(end)), "")
 
 
-def _check_summary_file(summary_file, files, output, force):
-    """A FileExistsError if the summary would be written over something else."""
+def _check_beside(summary_file, files, output, force):
+    """A FileExistsError if what is written beside the output would be written over something else."""
     if summary_file is None:
         return
     if not summary_file.parent.is_dir():
@@ -227,10 +250,25 @@ def _check_summary_file(summary_file, files, output, force):
         raise FileExistsError(f"{summary_file} exists")
 
 
-def _write_summary(path, figures):
+def _print_digest(digest):
+    """What was asked for beside the summary."""
+    if digest is None:
+        return
+    console = Console(highlight=False)
+    if digest.groups is not None:
+        console.print(f"\n{escape(str(digest.groups))}")
+    else:
+        for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
+            if not math.isnan(value := getattr(digest.metrics, name)[0]):
+                console.print(f"{name.replace('_', ' ')}  {value:.6g}")
+    if digest.models is not None:
+        console.print(f"\n{escape(str(digest.models))}")
+
+
+def _write_beside(path, text):
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+        part.write_text(text, "utf-8")
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -352,9 +390,11 @@ def info():
 
 def _or_null(value):
     """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {name: _or_null(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_or_null(each) for each in value]
-    return value if math.isfinite(value) else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _progress():

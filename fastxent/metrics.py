@@ -262,16 +262,33 @@ def calibrate(scores, bins=15):
     >>> round(scores.calibration().expected_error, 4)  # sure at 0.9, right half the time
     0.4
     """
-    if scores.top_ids.shape[-1] < 1:
-        raise ValueError("calibration needs the largest class; score with top_k=1 or more")
-    if bins < 1:
-        raise ValueError(f"bins must be positive; got {bins}")
-    counted = (scores.valid & ~np.isnan(scores.log_prob)).reshape(-1)
-    confidence = np.exp(scores.top_log_probs[..., 0].reshape(-1)[counted].astype(np.float64))
-    right = scores.is_greedy.reshape(-1)[counted].astype(float)
-    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        means = [np.bincount(place, values, bins) / count for values in (confidence, right)]
-        error = float(np.nansum(np.abs(means[1] - means[0]) * count) / count.sum())
-    return Calibration(np.linspace(0.0, 1.0, bins + 1), count, means[0], means[1], error)
+    sums = CalibrationSums(bins)
+    sums.add(scores.flat())
+    return sums.calibration()
+
+
+class CalibrationSums:
+    """What `Calibration` is made of, growing block by block."""
+
+    def __init__(self, bins=15):
+        if bins < 1:
+            raise ValueError(f"bins must be positive; got {bins}")
+        self.count, self.confidence, self.right = np.zeros(bins, np.int64), np.zeros(bins), np.zeros(bins)
+
+    def add(self, scores):
+        """Add flat scores with at least their largest class."""
+        if scores.top_ids.shape[-1] < 1:
+            raise ValueError("calibration needs the largest class; score with top_k=1 or more")
+        bins, counted = len(self.count), scores.valid & ~np.isnan(scores.log_prob)
+        confidence = np.exp(scores.top_log_probs[counted, 0].astype(np.float64))
+        place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+        self.count += np.bincount(place, minlength=bins)
+        self.confidence += np.bincount(place, confidence, bins)
+        self.right += np.bincount(place, scores.is_greedy[counted].astype(float), bins)
+
+    def calibration(self):
+        """`Calibration` of what was added."""
+        with np.errstate(invalid="ignore"):
+            confidence, accuracy = self.confidence / self.count, self.right / self.count
+            error = float(np.abs(self.right - self.confidence).sum() / self.count.sum())
+        return Calibration(np.linspace(0.0, 1.0, len(self.count) + 1), self.count, confidence, accuracy, error)

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastxent import arguments, backends, checks, scoring
-from fastxent.state import IGNORED
 
 _PIECE = 1 << 20  # elements of each model at a time: what is scored is still in the cache when it is compared
 _NORMAL_95 = 1.959963984540054
@@ -66,39 +65,42 @@ def compare_models(
     if shape != other_shape:
         raise ValueError(f"logits_p and logits_q must have one shape; got {shape} and {other_shape}")
     marked, _ = arguments.read_score_targets(shape, targets, None, options, axis)
-    records, done = np.empty(marked.size, comparison_dtype(dtype, other_dtype)), 0
+    fields = comparison_fields(dtype, other_dtype)
+    records, done = np.empty(marked.size, [("log_prob", fields[0][1]), *fields, ("valid", np.bool_)]), 0
     for block, other in zip(blocks, other_blocks, strict=True):
         part = slice(done, done := done + len(block))
         scoring.check_block(block, shape[-1], dtype, part, marked.size)
         if other.shape != block.shape:
             raise ValueError(f"logits_p and logits_q must give blocks of one shape; got {block.shape}, {other.shape}")
-        records[part] = compare_rows(block, other, marked[part], options, verbs)
+        found = compare_rows(block, other, marked[part], options, verbs)
+        records[part] = found[list(records.dtype.names)]
         if progress is not None:
             progress(done, marked.size)
     scoring.check_all(done, marked.size)
     return ModelComparison.from_records(records.reshape(targets.shape))
 
 
-def comparison_dtype(logits_dtype, other_dtype):
-    """The dtype of the record of one target's comparison: the fields of `ModelComparison`."""
+def comparison_fields(logits_dtype, other_dtype):
+    """What a comparison adds to the record of a score."""
     real = np.result_type(*map(checks.loss_dtype, (logits_dtype, other_dtype)))
-    fields: list[Any] = [(name, real) for name in ("log_prob", "other_log_prob", "kl", "js")]
-    return np.dtype([*fields, ("same_argmax", np.bool_), ("valid", np.bool_)])
+    return [("other_log_prob", real), ("kl", real), ("js", real), ("same_argmax", np.dtype(np.bool_))]
 
 
 def compare_rows(logits, other, targets, options, verbs):
-    """Records of rows of two models (N, V) under marked targets (N,), with `fastxent.arguments.ScoreOptions`."""
-    records, valid = np.empty(len(targets), comparison_dtype(logits.dtype, other.dtype)), targets != IGNORED
+    """Records of rows of two models (N, V) under marked targets (N,): those of `fastxent.scoring.score_rows` for the
+    first with `comparison_fields`.
+    """
+    fields = comparison_fields(logits.dtype, other.dtype)
+    records = np.empty(len(targets), [*scoring.record_dtype(logits.dtype, options.top_k).descr, *fields])
     if checks.loss_dtype(logits.dtype) != checks.loss_dtype(other.dtype):
         logits, other = logits.astype(np.float64), other.astype(np.float64)
-    softcap, temperature = options.softcap, options.temperature
-    scores, others = (verbs.score(rows, targets, softcap=softcap, temperature=temperature) for rows in (logits, other))
-    records["valid"] = valid
-    for name, found in (("log_prob", scores), ("other_log_prob", others)):
-        records[name] = np.where(valid, 0.0 - found.nll, np.nan)
-    records["same_argmax"] = (scores.argmax == others.argmax) & (scores.argmax >= 0)
-    for name, values in zip(("kl", "js"), verbs.divergences(logits, other, scores.lse, others.lse), strict=True):
-        records[name] = values
+    how = {"softcap": options.softcap, "temperature": options.temperature}
+    found = verbs.score(logits, targets, top_k=options.top_k, **how)
+    theirs = verbs.score(other, targets, **how)
+    scoring.fill_records(records, found, targets)
+    records["other_log_prob"] = np.where(records["valid"], 0.0 - theirs.nll, np.nan)
+    records["same_argmax"] = (found.argmax == theirs.argmax) & (found.argmax >= 0)
+    records["kl"], records["js"] = verbs.divergences(logits, other, found.lse, theirs.lse)
     return records
 
 

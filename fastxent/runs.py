@@ -4,6 +4,7 @@ A record holds what `fastxent.scoring` says; everything here carries records of 
 A run keeps what it has finished when it is killed, and goes on from there (`fastxent.io.spool`).
 """
 
+import contextlib
 import math
 import time
 from dataclasses import asdict
@@ -12,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 import fastxent
-from fastxent import arguments, backends, checks, io
+from fastxent import arguments, backends, checks, io, scoring
 from fastxent.arguments import ScoreOptions
 from fastxent.io.ahead import ahead
 from fastxent.io.publish import FORMATS
 from fastxent.io.source import line
 from fastxent.io.spool import Spool
-from fastxent.scoring import record_dtype, score_rows
+from fastxent.models import compare_rows, comparison_fields
 from fastxent.state import IGNORED
 from fastxent.summary import Summary
 
@@ -39,6 +40,8 @@ def score_file(
     options=_PLAIN,
     *,
     backend=None,
+    other=None,
+    questions=None,
     logits_dtype=None,
     file_format=None,
     memory=MEMORY,
@@ -58,6 +61,10 @@ def score_file(
     options : fastxent.arguments.ScoreOptions
     backend : str, optional
         As for `fastxent.score`.
+    other : path-like or sequence of path-like, optional
+        Another model's logits, of the same shape: records then have the fields of `fastxent.compare_models` too.
+    questions : fastxent.digest.Questions, optional
+        What is asked of the records beside their summary; it holds the answer afterwards.
     logits_dtype : str, optional
         What the logits are where their file cannot name it: one of `fastxent.io.NAMELESS`.
     file_format : str, optional
@@ -89,22 +96,27 @@ def score_file(
     started = time.perf_counter()
     if on_nan not in ("count", "error"):
         raise ValueError(f"on_nan must be count or error; got {on_nan!r}")
-    with io.open_source(logits, logits_dtype) as logits, io.open_source(targets) as targets:
-        check_pair(logits, targets, options)
-        step = rows_at_a_time(logits, targets, options, memory, chunk_rows)
+    with contextlib.ExitStack() as stack:
+        names = [logits] if other is None else [logits, other]
+        models = [stack.enter_context(io.open_source(name, logits_dtype)) for name in names]
+        targets = stack.enter_context(io.open_source(targets))
+        check_sources(models, targets, options)
+        if questions is not None:
+            questions.prepare(targets.shape)
+        step = rows_at_a_time(models, targets, options, memory, chunk_rows)
         spool = Spool(
             output,
-            record_dtype(logits.dtype, options.top_k),
+            record_dtype(models, options),
             targets.shape,
-            _identity(logits, targets, options, backend),
+            _identity(models, targets, options, backend),
             file_format or format_of(output),
             replace=replace,
             resume=resume,
-            inputs=[*logits.paths(), *targets.paths()],
+            inputs=[path for source in (*models, targets) for path in source.paths()],
         )
         try:
             with spool:
-                return _run(logits, targets, options, backend, step, on_nan, spool, advance, started)
+                return _run(models, targets, options, backend, step, on_nan, spool, questions, advance, started)
         except FileExistsError:
             raise
         except io.SourceError as error:
@@ -121,29 +133,39 @@ def format_of(output):
     return suffix if suffix in FORMATS else ".npy"
 
 
-def _identity(logits, targets, options, backend):
+def record_dtype(models, options):
+    """Of one target's record: what `fastxent.Scores` has, and `fastxent.compare_models` of a second model."""
+    fields = scoring.record_dtype(models[0].dtype, options.top_k).descr
+    return np.dtype(fields + (comparison_fields(*(model.dtype for model in models)) if len(models) > 1 else []))
+
+
+def _identity(models, targets, options, backend):
     """What makes a run the same as another, and its records the same bytes."""
     backend = backends.choose(backend).__name__.rpartition(".")[2]
     return {
         "version": fastxent.__version__,
-        "logits": logits.stamp(),
+        **{name: model.stamp() for name, model in zip(("logits", "other"), models, strict=False)},
         "targets": targets.stamp(),
-        "logits dtype": str(logits.dtype),
+        "logits dtype": str(models[0].dtype),
     } | {name.replace("_", " "): value for name, value in (asdict(options) | {"backend": backend}).items()}
 
 
-def _run(logits, targets, options, backend, step, on_nan, spool, advance, started):
+def _run(models, targets, options, backend, step, on_nan, spool, questions, advance, started):
     rows, first, read = math.prod(targets.shape), spool.done, 0
-    row_bytes = logits.shape[-1] * logits.dtype.itemsize
+    row_bytes = sum(_row_bytes(model) for model in models)
     advance(first, rows)
     if spool.published is None:
-        for records in score_blocks(logits, targets, options, backends.choose(backend), step, first):
+        for records in score_blocks(models, targets, options, backends.choose(backend), step, first):
             if on_nan == "error":
                 _refuse_nan(records, spool.done)
             spool.append(records)
             read += int(records["valid"].sum()) * row_bytes
             advance(spool.done, rows)
         summary = Summary.of(spool.records())
+        if questions is not None:
+            questions.answer(spool.records())
+    elif questions is not None:
+        raise RunError("the records are on their way to the output already; finish without questions, or begin again")
     else:
         summary = Summary(**spool.published)
     try:
@@ -159,25 +181,40 @@ def _refuse_nan(records, first):
         raise RunError(f"the log-probability of row {first + int(nan.argmax())} is NaN, the first of its kind")
 
 
-def rows_at_a_time(logits, targets, options, memory=MEMORY, chunk_rows=None):
+def _row_bytes(source):
+    return source.shape[-1] * source.dtype.itemsize
+
+
+def rows_at_a_time(models, targets, options, memory=MEMORY, chunk_rows=None):
     """How many rows of logits to take at a time so that ``memory`` bytes are enough.
 
     Two blocks exist at a time, one being read and one being scored. What is mapped takes no memory of the process, and
     a row of it may be of any length. What is decoded takes `fastxent.io.Source.piece_bytes` beside the blocks.
     """
-    row_bytes, pieces = logits.shape[-1] * logits.dtype.itemsize, logits.piece_bytes + targets.piece_bytes
-    share = memory // 2 if logits.mapped else (memory - pieces) // 4
-    if not logits.mapped and share < row_bytes:
+    row_bytes, mapped = sum(map(_row_bytes, models)), all(model.mapped for model in models)
+    pieces = sum(source.piece_bytes for source in (*models, targets))
+    share = memory // 2 if mapped else (memory - pieces) // 4
+    if not mapped and share < row_bytes:
         raise ValueError(
-            f"{logits.name}: a row of {row_bytes:,} bytes, decoded by {pieces:,}, needs memory of at least "
+            f"{models[0].name}: a row of {row_bytes:,} bytes, decoded by {pieces:,}, needs memory of at least "
             f"{4 * row_bytes + pieces:,} bytes; got {memory:,}"
         )
-    kept = memory // 4 // (_ROW_BYTES + record_dtype(logits.dtype, options.top_k).itemsize)
+    kept = memory // 4 // (_ROW_BYTES + record_dtype(models, options).itemsize)
     return max(1, min(share // row_bytes, kept, chunk_rows or kept))
 
 
-def check_pair(logits, targets, options):
+def check_sources(models, targets, options):
     """Logits and targets fit together, or an IndexError, TypeError or ValueError says why not; reads no logit."""
+    for model in models:
+        _check_model(model, targets, options)
+    if len({model.shape for model in models}) > 1:
+        raise ValueError(f"logits of two models must have one shape; got {models[0].shape} and {models[1].shape}")
+    rows = math.prod(targets.shape)
+    for start in range(0, rows, _ROWS):
+        marked_targets(targets, options, start, min(rows, start + _ROWS), models[0].shape[-1])
+
+
+def _check_model(logits, targets, options):
     if not checks.is_floating(logits.dtype) and logits.dtype.kind in "Vu" and logits.dtype.itemsize <= 2:
         raise io.SourceError(
             f"{logits.name}: holds {logits.dtype}, which may be any of {', '.join(io.NAMELESS)}; "
@@ -186,9 +223,6 @@ def check_pair(logits, targets, options):
     checks.check_logits(logits.shape, logits.dtype)
     options.check(logits.shape)
     arguments.check_targets(targets.shape, targets.dtype, logits.shape)
-    rows = math.prod(targets.shape)
-    for start in range(0, rows, _ROWS):
-        marked_targets(targets, options, start, min(rows, start + _ROWS), logits.shape[-1])
 
 
 def marked_targets(targets, options, start, stop, classes):
@@ -205,19 +239,23 @@ def marked_targets(targets, options, start, stop, classes):
     return np.where(beyond, IGNORED, marked)
 
 
-def score_blocks(logits, targets, options, verbs, step, first=0):
-    """Records of rows ``first`` and on, ``step`` at a time, while the next block of logits is read."""
-    for marked, block in ahead(_read(logits, targets, options, step, first)):
-        records = score_rows(block, marked, None, options, verbs)
-        del block
-        logits.check_unchanged()
-        targets.check_unchanged()
+def score_blocks(models, targets, options, verbs, step, first=0):
+    """Records of rows ``first`` and on, ``step`` at a time, while the next blocks of logits are read."""
+    for marked, *blocks in ahead(_read(models, targets, options, step, first)):
+        if len(models) > 1:
+            records = compare_rows(blocks[0], blocks[1], marked, options, verbs)
+        else:
+            records = scoring.score_rows(blocks[0], marked, None, options, verbs)
+        blocks.clear()
+        for source in (*models, targets):
+            source.check_unchanged()
         yield records
 
 
-def _read(logits, targets, options, step, first):
-    rows, classes = math.prod(targets.shape), logits.shape[-1]
+def _read(models, targets, options, step, first):
+    rows, classes = math.prod(targets.shape), models[0].shape[-1]
     for start in range(first, rows, step):
         stop = min(rows, start + step)
         marked = marked_targets(targets, options, start, stop, classes)
-        yield marked, logits.block(start * classes, stop * classes).reshape(stop - start, classes)
+        blocks = (model.block(start * classes, stop * classes) for model in models)
+        yield marked, *(block.reshape(stop - start, classes) for block in blocks)

@@ -146,13 +146,18 @@ def score_rows(logits, targets, ids, options, verbs):
     softcap, temperature = options.softcap, options.temperature
     found = verbs.score(logits, targets, ids=ids, top_k=options.top_k, softcap=softcap, temperature=temperature)
     records = np.empty(len(logits), record_dtype(logits.dtype, options.top_k, found.id_log_probs.shape[1]))
+    fill_records(records, found, targets)
+    return records
+
+
+def fill_records(records, found, targets):
+    """Write `fastxent.state.RowScores` under marked targets into records that have at least the fields of `Scores`."""
     records["valid"] = targets != IGNORED
     records["log_prob"] = np.where(records["valid"], 0.0 - found.nll, np.nan)
     records["is_greedy"] = (found.argmax == targets) & records["valid"]
-    for name in records.dtype.names:
-        if name not in ("valid", "log_prob", "is_greedy"):
+    for name in found.__slots__:
+        if name in records.dtype.names:
             records[name] = getattr(found, name)
-    return records
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,7 @@ class Scores:
             "top_log_probs": np.empty((*records.shape, 0), records.dtype["log_prob"]),
         }
         nothing["id_log_probs"] = nothing["top_log_probs"]
-        return cls(**nothing | {name: records[name] for name in records.dtype.names})
+        return cls(**nothing | {name: records[name] for name in records.dtype.names if name in cls.__slots__})
 
     def to_records(self):
         """One structured array: a record a target."""

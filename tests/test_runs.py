@@ -35,8 +35,8 @@ def test_any_blocks_give_the_bits_of_the_whole(arrays, tmp_path, backend, step):
     logits, targets = arrays
     options, verbs = ScoreOptions(), fastxent.backends.get(backend)
     with io.open_source(tmp_path / "logits.npy") as source, io.open_source(tmp_path / "targets.npy") as marks:
-        records = np.concatenate(list(runs.score_blocks(source, marks, options, verbs, step)))
-        from_fourth = np.concatenate(list(runs.score_blocks(source, marks, options, verbs, step, first=4)))
+        records = np.concatenate(list(runs.score_blocks([source], marks, options, verbs, step)))
+        from_fourth = np.concatenate(list(runs.score_blocks([source], marks, options, verbs, step, first=4)))
     assert from_fourth.tobytes() == records[4:].tobytes()
     losses = fastxent.cross_entropy(logits, targets, reduction="none", backend=backend)
     want = np.where(targets == -100, np.nan, -losses)
@@ -182,8 +182,8 @@ class TestMemory:
     def test_records_count(self, arrays, tmp_path):
         with io.open_source(tmp_path / "logits.npy") as logits, io.open_source(tmp_path / "targets.npy") as targets:
             logits.shape = (10**9, 2)
-            assert 10_000 < runs.rows_at_a_time(logits, targets, ScoreOptions(), 256 << 20) < (64 << 20) / 256
-            assert runs.rows_at_a_time(logits, targets, ScoreOptions(), chunk_rows=7) == 7
+            assert 10_000 < runs.rows_at_a_time([logits], targets, ScoreOptions(), 256 << 20) < (64 << 20) / 256
+            assert runs.rows_at_a_time([logits], targets, ScoreOptions(), chunk_rows=7) == 7
 
 
 class TestResume:
