@@ -1,0 +1,243 @@
+"""The kernels. Each is built for one `Kind` over the functions of a GPU, real (`primitives`) or not (`simulated`).
+
+A row of no more than a strip is one group's business from the first logit to the last entry of the gradient. A longer
+row is cut into strips, each a block's: `sums` leaves a record of each, `finish` joins a row's records in order, `write`
+writes the gradient strip by strip; `shared_gradient` does all three at once, its blocks waiting for each other.
+How a row is cut depends on its length alone, and so do the bits of its results.
+"""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from fastxent import rowmath
+from fastxent.backends.cuda.finish import RECORD, build_finish, build_fold
+from fastxent.backends.cuda.sums import build_group, build_sums
+from fastxent.backends.cuda.write import build_write
+from fastxent.state import IGNORED
+
+SLOTS = 16  # meetings of a block, each with eight bytes a warp in shared memory
+
+
+class Rows(NamedTuple):
+    """Addresses of logits (N, V), ``stride`` logits from row to row, and of targets (N,) int64; the numbers N, V and
+    of strips a row; and where the number after that of a row whose target is out of range is noted, int64.
+    """
+
+    logits: int
+    stride: int
+    targets: int
+    rows: int
+    classes: int
+    strips: int
+    flag: int
+
+
+class Written(NamedTuple):
+    """Address and stride of the output."""
+
+    out: int
+    stride: int
+
+
+def build(ops, kind, written=None, entries="gradient"):
+    """The kernels of a kind, by name; ``written`` is the format of the output, None where nothing is written."""
+    form = ops.form(kind.form)
+    sums = build_sums(ops, kind)
+    finish, fold = build_finish(ops, kind), build_fold(ops, kind)
+    thread_sums, group_sums, announced = sums.thread_sums, sums.group_sums, build_group(ops, kind.threads).announced
+    ignore, plain, of_row = finish.ignore, finish.plain, getattr(finish, entries)
+    load_int64, load_float64, store_float64 = ops.load_int64, ops.load_float64, ops.store_float64
+    raise_flag, thread, block, to_real = ops.raise_flag, ops.thread, ops.block, form.to_real
+    publish, wait_for, take_ticket, sync_block = ops.publish, ops.wait_for, ops.take_ticket, ops.sync_block
+    itemsize, threads, per_block, strip_size = form.itemsize, kind.threads, kind.rows, kind.strip
+    largest, function, int64 = kind.largest, ops.function, ops.int64
+    slots_bytes = stage_bytes(kind)
+    if written is not None:
+        out_size = ops.form(written).itemsize
+        write_staged, clear = build_write(ops, kind, written, True, entries)
+        write_again, _ = build_write(ops, kind, written, False, entries)
+
+    @function
+    def rate_of(scaling):
+        return to_real(scaling.high), to_real(scaling.low), to_real(scaling.nats)
+
+    @function
+    def row_rate(scaling):
+        return scaling.row_high, scaling.row_low, scaling.row_nats
+
+    @function
+    def is_bad(target, classes):
+        return target >= classes
+
+    @function
+    def skip(t, i, target, rows, results):
+        """The results of a row that is not read."""
+        if t == 0:
+            bad = is_bad(target, rows.classes)
+            ignore(i, np.nan if bad else 0.0, results)
+            if bad:
+                raise_flag(rows.flag, i + 1)
+
+    @function
+    def place_of(rows, i):
+        first = rows.logits + i * rows.stride * itemsize
+        return first, first + rows.classes * itemsize
+
+    @function
+    def slots_of(group):
+        """Where a group's words wait in shared memory."""
+        return SLOTS * 8 * (threads // 32) * 1 + group * slots_bytes + 16
+
+    @function
+    def strip_of(start, classes):
+        return min(classes - start, int64(strip_size))
+
+    @function
+    def sum_strip(t, i, start, slots, target, rows, shares, scaling):
+        """A group's sums of the strip of row ``i`` from class ``start`` on."""
+        first, last = place_of(rows, i)
+        gone = target - start if not largest else int64(-1)
+        size = strip_of(start, rows.classes)
+        found, best = thread_sums(t, i, first, last, start, size, gone, shares, scaling, slots)
+        return group_sums(found, best, start, rate_of(scaling))
+
+    @function
+    def as_row(record):
+        """The sums of a strip that is all of its row."""
+        base, exponent, total, peak, gap, mass, best, index = record
+        return base, exponent, total, 0.0, peak, gap, mass, best, index
+
+    def statistics(rows, shares, scaling, results):
+        """(N, V) logits read once -> statistics. A row has no more classes than a strip."""
+        t, i = thread() % threads, int64(block()) * per_block + thread() // threads
+        if i < rows.rows:
+            target = load_int64(rows.targets + i * 8)
+            if target == IGNORED or is_bad(target, rows.classes):
+                skip(t, i, target, rows, results)
+            else:
+                record = sum_strip(t, i, int64(0), -1, target, rows, shares, scaling)
+                if t == 0:
+                    first, last = place_of(rows, i)
+                    plain(i, first, last, rows.classes, as_row(record), target, shares, scaling, results)
+
+    def gradient(rows, shares, coefficients, scaling, results, written):
+        """(N, V) logits read once -> statistics, and as many entries written once, in place or not. A row has no more
+        classes than a strip, and waits in shared memory.
+        """
+        t, group = thread() % threads, thread() // threads
+        i = int64(block()) * per_block + group
+        if i < rows.rows:
+            target = load_int64(rows.targets + i * 8)
+            place = written.out + i * written.stride * out_size
+            if target == IGNORED or is_bad(target, rows.classes):
+                skip(t, i, target, rows, results)
+                clear(t, place, rows.classes, np.nan if is_bad(target, rows.classes) else 0.0)
+            else:
+                slots = slots_of(group)
+                record = sum_strip(t, i, int64(0), slots, target, rows, shares, scaling)
+                first, last = place_of(rows, i)
+                plan = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+                if t == 0:
+                    found = as_row(record)
+                    plan = of_row(i, first, last, rows.classes, found, target, shares, coefficients, scaling, results)
+                plan = announced(8, plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
+                write_staged(
+                    t, i, first, last, int64(0), rows.classes, slots, place, shares, plan, scaling
+                )  # fmt: skip
+
+    @function
+    def put_record(at, record):
+        store_float64(at, record[0])
+        store_float64(at + 8, record[1])
+        store_float64(at + 16, record[2])
+        store_float64(at + 24, record[3])
+        store_float64(at + 32, record[4])
+        store_float64(at + 40, record[5])
+        store_float64(at + 48, record[6])
+        store_float64(at + 56, record[7])
+
+    def strip_sums(rows, shares, scaling, records):
+        """(N, V) logits read once -> records (N, strips); a block for a strip."""
+        i = int64(block() // rows.strips)
+        s = int64(block() - i * rows.strips)
+        target = load_int64(rows.targets + i * 8)
+        if target != IGNORED and not is_bad(target, rows.classes):
+            record = sum_strip(thread(), i, s * strip_size, -1, target, rows, shares, scaling)
+            if thread() == 0:
+                put_record(records + (i * rows.strips + s) * RECORD, record)
+
+    def finish_statistics(rows, shares, scaling, results, records):
+        """Records (N, strips) -> statistics; a thread for a row."""
+        i = int64(block()) * threads + thread()
+        if i < rows.rows:
+            target = load_int64(rows.targets + i * 8)
+            if target == IGNORED or is_bad(target, rows.classes):
+                skip(0, i, target, rows, results)
+            else:
+                first, last = place_of(rows, i)
+                found = fold(records + i * rows.strips * RECORD, rows.strips, row_rate(scaling))
+                plain(i, first, last, rows.classes, found, target, shares, scaling, results)
+
+    def finish_gradient(rows, shares, coefficients, scaling, results, records, plans):
+        """Records (N, strips) -> statistics and plans (N,); a thread for a row."""
+        i = int64(block()) * threads + thread()
+        if i < rows.rows:
+            target = load_int64(rows.targets + i * 8)
+            if target == IGNORED or is_bad(target, rows.classes):
+                skip(0, i, target, rows, results)
+            else:
+                first, last = place_of(rows, i)
+                found = fold(records + i * rows.strips * RECORD, rows.strips, row_rate(scaling))
+                plan = of_row(i, first, last, rows.classes, found, target, shares, coefficients, scaling, results)
+                at = plans + i * RECORD
+                store_float64(at, plan[0])
+                store_float64(at + 8, plan[1])
+                store_float64(at + 16, plan[2])
+                store_float64(at + 24, plan[3])
+                store_float64(at + 32, plan[4])
+                store_float64(at + 40, plan[5])
+
+    def strip_entries(rows, shares, scaling, plans, written):
+        """(N, V) logits read again and plans (N,) -> entries; a block for a strip."""
+        i = int64(block() // rows.strips)
+        start = int64(block() - i * rows.strips) * strip_size
+        size = strip_of(start, rows.classes)
+        target = load_int64(rows.targets + i * 8)
+        place = written.out + (i * written.stride + start) * out_size
+        if target == IGNORED or is_bad(target, rows.classes):
+            clear(thread(), place, size, np.nan if is_bad(target, rows.classes) else 0.0)
+        else:
+            at = plans + i * RECORD
+            plan = (
+                load_float64(at), load_float64(at + 8), load_float64(at + 16),
+                load_float64(at + 24), load_float64(at + 32), load_float64(at + 40),
+            )  # fmt: skip
+            first, last = place_of(rows, i)
+            write_again(thread(), i, first, last, start, size, 0, place, shares, plan, scaling)
+
+    kernels = {"statistics": statistics, "strip_sums": strip_sums, "finish_statistics": finish_statistics}
+    if written is not None:
+        kernels |= {"gradient": gradient, "finish_gradient": finish_gradient, "strip_entries": strip_entries}
+    return SimpleNamespace(**kernels)
+
+
+def stage_bytes(kind):
+    """Shared memory for the words of a strip, and one at each end."""
+    itemsize = 16 // _count(kind.form)
+    return (-(-kind.strip * itemsize // 16) + 2) * 16
+
+
+def shared_bytes(kind, staged):
+    """Dynamic shared memory of a block."""
+    return SLOTS * 8 * max(1, kind.threads // 32) + (kind.rows * stage_bytes(kind) if staged else 0)
+
+
+def _count(form):
+    from fastxent.backends.cuda.forms import FORMS
+
+    return FORMS[form].count
+
+
+_ = rowmath

@@ -1,0 +1,332 @@
+"""A GPU in NumPy: the functions of `primitives` and a scheduler, so that every kernel runs where there is no device.
+
+A kernel is run as the Python it is written in, a thread of the operating system for each of CUDA's, one at a time.
+Many blocks may be on the way at once, so that blocks which wait for each other are simulated too, and in any order, as
+on a GPU. What a GPU would leave unsaid is an error: an address outside the buffers of a launch or not a multiple of
+what is loaded there, a shuffle that not all threads of a warp take part in, threads that wait for ever. Lanes are
+arrays. Shared memory starts as nonsense.
+"""
+
+import ctypes
+import functools
+import threading
+from collections import deque
+from types import SimpleNamespace
+
+import ml_dtypes  # noqa: F401  (names the small formats)
+import numpy as np
+
+from fastxent.backends.cuda.forms import FORMS
+from fastxent.rowmath import NumpyOps
+
+WARP = 32
+# what PTX promises of ex2.approx, and half a unit of the rounding of the number that is off by so much
+_EX2_ERROR = 2.0**-22.5
+
+
+class SimulationError(RuntimeError):
+    """What a kernel must not do."""
+
+
+class _Meeting:
+    """Threads that wait for each other: a block or a warp."""
+
+    def __init__(self, size):
+        self.size, self.arrived = size, {}
+
+
+class _Block:
+    def __init__(self, number, threads, shared_bytes):
+        self.number = number
+        self.shared = np.full(shared_bytes, 0xA5, np.uint8)
+        self.everyone = _Meeting(threads)
+        self.warps = [_Meeting(min(WARP, threads - start)) for start in range(0, threads, WARP)]
+
+
+class _Thread(threading.Thread):
+    def __init__(self, launch, block, index, body):
+        super().__init__(daemon=True)
+        self.launch, self.block, self.index, self.body = launch, block, index, body
+        self.warp = block.warps[index // WARP]
+        self.go = threading.Semaphore(0)
+        self.failure, self.finished, self.found = None, False, None
+
+    def run(self):
+        self.go.acquire()
+        try:
+            with np.errstate(all="ignore"):
+                self.body()
+        except BaseException as failure:
+            self.failure = failure
+        self.finished = True
+        self.launch.control.release()
+
+    def pause(self):
+        """Let others run until the launch comes back to this thread."""
+        self.launch.control.release()
+        self.go.acquire()
+        if self.launch.stopped:
+            raise SystemExit
+
+    def meet(self, meeting, value=None):
+        """Wait until all have come; what each brought, by thread."""
+        meeting.arrived[self.index] = value
+        if len(meeting.arrived) == meeting.size:
+            self.launch.release(meeting)
+        else:
+            self.launch.waiting[self] = meeting
+            self.pause()
+        return self.found
+
+
+class Launch:
+    """One kernel on a grid of ``blocks`` blocks of ``threads`` threads, ``resident`` of them at a time.
+
+    ``order`` permutes the blocks, as a GPU may.
+    """
+
+    def __init__(self, buffers):
+        self.buffers = buffers
+        self.control, self.stopped = threading.Semaphore(0), False
+        self.ready, self.waiting, self.idle = deque(), {}, 0
+
+    def run(self, kernel, arguments, blocks, threads, shared_bytes=0, resident=1, order=None):
+        """Run the kernel to its end."""
+        queue = deque(range(blocks) if order is None else order)
+        alive = {}
+        try:
+            while queue or alive:
+                while queue and len(alive) < resident:
+                    block = _Block(queue.popleft(), threads, shared_bytes)
+                    alive[block] = threads
+                    for index in range(threads):
+                        thread = _Thread(self, block, index, functools.partial(kernel, *arguments))
+                        thread.start()
+                        self.ready.append(thread)
+                self._step(alive)
+        finally:
+            self._stop()
+
+    def _step(self, alive):
+        if not self.ready or self.idle > 4 * len(self.ready) + 1000:
+            raise SimulationError("threads wait for each other for ever")
+        thread = self.ready.popleft()
+        thread.go.release()
+        self.control.acquire()
+        if thread.failure is not None:
+            raise thread.failure
+        if thread.finished:
+            self._leave(thread, alive)
+
+    def _leave(self, thread, alive):
+        self.idle = 0
+        meeting = thread.block.everyone
+        meeting.size -= 1
+        if meeting.size and len(meeting.arrived) == meeting.size:
+            self.release(meeting)
+        if thread.warp.arrived:
+            raise SimulationError("a thread has ended while its warp waits for it")
+        thread.warp.size -= 1
+        alive[thread.block] -= 1
+        if not alive[thread.block]:
+            del alive[thread.block]
+
+    def release(self, meeting):
+        """Let all go on who have come to a meeting."""
+        found, meeting.arrived = meeting.arrived, {}
+        self.idle = 0
+        for thread in [thread for thread, where in self.waiting.items() if where is meeting]:
+            del self.waiting[thread]
+            thread.found = found
+            self.ready.append(thread)
+        _me().found = found
+
+    def _stop(self):
+        self.stopped = True
+        for thread in [*self.ready, *self.waiting]:
+            thread.go.release()
+
+    def memory(self, address, size):
+        """The bytes at an address, checked."""
+        address = int(address)
+        if address % min(size, 16):
+            raise SimulationError(f"{size} bytes are taken from {address:#x}, which is no multiple of that")
+        if not any(first <= address and address + size <= last for first, last in self.buffers):
+            raise SimulationError(f"{size} bytes at {address:#x} lie outside every buffer of the launch")
+        return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
+
+
+def _me():
+    return threading.current_thread()
+
+
+def _of_memory(dtype, count=None):
+    dtype = np.dtype(dtype)
+
+    def load(address):
+        found = _me().launch.memory(address, dtype.itemsize * (count or 1)).view(dtype)
+        return found.copy() if count else found[0]
+
+    def store(address, value):
+        _me().launch.memory(address, dtype.itemsize * (count or 1)).view(dtype)[:] = value
+
+    return load, store
+
+
+def _of_shared(dtype, count=None):
+    dtype = np.dtype(dtype)
+
+    def where(offset):
+        size = dtype.itemsize * (count or 1)
+        shared = _me().block.shared
+        if offset % size or not 0 <= offset <= len(shared) - size:
+            raise SimulationError(f"{size} bytes at {offset} of {len(shared)} bytes of shared memory")
+        return shared[offset : offset + size].view(dtype)
+
+    def load(offset):
+        found = where(int(offset))
+        return found.copy() if count else found[0]
+
+    def store(offset, value):
+        where(int(offset))[:] = value
+
+    return load, store
+
+
+load_word, store_word = _of_memory(np.int32, 4)
+load_float64, store_float64 = _of_memory(np.float64)
+load_int64, store_int64 = _of_memory(np.int64)
+shared_load_word, shared_store_word = _of_shared(np.int32, 4)
+shared_load_float64, shared_store_float64 = _of_shared(np.float64)
+
+
+def _meet_warp(value):
+    me = _me()
+    if me.warp.size % WARP:
+        raise SimulationError("a warp whose threads have not all come this far")
+    return me.meet(me.warp, value)
+
+
+def _shuffle_xor(x, distance):
+    return _meet_warp(x)[_me().index ^ int(distance)]
+
+
+def _first_of_warp(x):
+    return _meet_warp(x)[_me().index // WARP * WARP]
+
+
+def _sync_block():
+    _me().meet(_me().block.everyone)
+
+
+def _take_ticket(address):
+    number = load_int64(address)
+    store_int64(address, number + 1)
+    return number
+
+
+def _wait_for(address, value):
+    while load_int64(address) != value:
+        me = _me()
+        me.launch.idle += 1
+        me.launch.ready.append(me)
+        me.pause()
+
+
+def _publish(address, value):
+    _me().launch.idle = 0
+    store_int64(address, value)
+
+
+def _raise_flag(address, value):
+    store_int64(address, max(load_int64(address), value))
+
+
+def _exp2_of_fraction(x):
+    """Off by as much as a GPU may be, up or down."""
+    exact = np.exp2(np.asarray(x, np.float64))
+    up = np.where(np.asarray(x).view(np.int32) & 1, 1.0, -1.0)
+    return np.where(np.asarray(x) == 0, 1.0, exact * (1.0 + up * _EX2_ERROR)).astype(np.float32)
+
+
+def _weighted(weight, x):
+    return np.where(weight != 0, weight * x, weight.dtype.type(0))
+
+
+def _fold(combine):
+    def fold(x):
+        while len(x) > 1:
+            x = combine(x[: len(x) // 2], x[len(x) // 2 :])
+        return x[0]
+
+    return fold
+
+
+def _realigned(first, second, shift):
+    both = np.concatenate([first, second]).view(np.uint8)
+    return both[int(shift) : int(shift) + 16].copy().view(np.int32)
+
+
+@functools.cache
+def form(name):
+    """What a kernel knows of the number format ``name``."""
+    about = FORMS[name]
+
+    def store_some(address, word, first, stop):
+        for k in range(max(0, int(first)), min(about.count, int(stop))):
+            place = slice(k * about.itemsize, (k + 1) * about.itemsize)
+            _me().launch.memory(address + k * about.itemsize, about.itemsize)[:] = word.view(np.uint8)[place]
+
+    return SimpleNamespace(
+        itemsize=about.itemsize,
+        count=about.count,
+        real=about.real,
+        decode=lambda word: word.view(about.dtype).astype(about.real),
+        encode=lambda x: x.astype(about.dtype).view(np.int32),
+        store_some=store_some,
+        realigned=_realigned,
+        lanes_of=lambda value: np.full(about.count, value, about.real),
+        to_real=lambda x: np.asarray(x).astype(about.real)[()],
+    )
+
+
+OPS = SimpleNamespace(
+    function=NumpyOps.function,
+    fma=NumpyOps.fma,
+    at_least=NumpyOps.at_least,
+    bits=NumpyOps.bits,
+    where=np.where,
+    rint=np.rint,
+    to_float64=NumpyOps.to_float64,
+    exp2_of_fraction=_exp2_of_fraction,
+    larger=np.fmax,
+    weighted=_weighted,
+    numbered=lambda like: np.arange(len(like), dtype=np.int32),
+    sum_lanes=_fold(np.add),
+    peak_of_lanes=_fold(np.fmax),
+    lane=lambda x, k: x[int(k)],
+    concatenated=lambda x, y: np.concatenate([x, y]),
+    leading=lambda x, like: x[: len(like)],
+    thread=lambda: _me().index,
+    block=lambda: _me().block.number,
+    shuffle_xor=_shuffle_xor,
+    first_of_warp=_first_of_warp,
+    sync_block=_sync_block,
+    sync_warp=lambda: _meet_warp(None),
+    load_word=load_word,
+    store_word=store_word,
+    shared_load_word=shared_load_word,
+    shared_store_word=shared_store_word,
+    load_float64=load_float64,
+    store_float64=store_float64,
+    load_int64=load_int64,
+    shared_load_float64=shared_load_float64,
+    shared_store_float64=shared_store_float64,
+    take_ticket=_take_ticket,
+    publish=_publish,
+    wait_for=_wait_for,
+    raise_flag=_raise_flag,
+    int32=int,
+    int64=int,
+    form=form,
+)

@@ -1,0 +1,367 @@
+"""The sums of a strip of a row, as one thread takes its share of them and as its group joins them.
+
+Goals: each logit read once, 16 bytes at a time, wherever the row begins; the same bits for any number of rows or
+blocks, any order and any address; every digit of a confident row. How:
+
+- Thread t of a group takes words t, t + threads ... of the strip, counted from its first class. Where the row does not
+  begin at a multiple of 16 bytes a word is put together from two that do, the second of which the neighbour has
+  fetched: what is added to what never depends on an address.
+- A thread keeps a running sum in the logits' own precision under a whole power of two that follows its largest logit,
+  with the rounding errors of the additions beside it. Float64 only begins where the group joins its threads' sums.
+- The target is left out. Where the row has none of its own, each thread leaves its largest logit out, and all but the
+  row's largest join the sum later.
+"""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from fastxent import rowmath
+
+# sums of differences are kept so much smaller, exactly: finite masks such as -3e38 would overflow float32
+_SCALE = 2.0**-24
+AHEAD = 4  # words a thread has on the way
+
+
+class Kind(NamedTuple):
+    """What a kernel is compiled for.
+
+    form of the logits; whether they are capped; spread is "none", "even" (all classes weigh the same), "weights" or
+    "probabilities"; largest: a row's largest logit is left out of its sum, else its target is. ``threads`` have a row,
+    ``rows`` rows are in a block, ``strip`` classes are summed by a block.
+    """
+
+    form: str
+    capped: bool
+    spread: str
+    largest: bool
+    threads: int
+    rows: int
+    strip: int
+
+
+class Shares(NamedTuple):
+    """What each class weighs: weight_k (keep q_k + even). Addresses of weight (V,), or of the one weight, and of
+    probabilities (N, V) with ``stride`` numbers from row to row, both of the kind that is computed with.
+    """
+
+    weight: int
+    probabilities: int
+    stride: int
+    keep: float
+    even: float
+
+
+class Scaling(NamedTuple):
+    """`fastxent.rowmath.rate` for the logits and for what belongs to a row; cap is 1 / softcap, 0 without."""
+
+    high: float
+    low: float
+    nats: float
+    cap: float
+    row_high: float
+    row_low: float
+    row_nats: float
+
+
+def build_loads(ops, form):
+    """``load(at, first, last)``: 16 bytes from any address ``at``, of a row that lies from ``first`` to ``last``."""
+    load_word, realigned = ops.load_word, form.realigned
+
+    @ops.function
+    def load(at, first, last):
+        """Bytes outside the row are nonsense. A word with at least one byte of the row in it is never out of bounds."""
+        misplaced = at & 15
+        low = at - misplaced
+        if misplaced == 0:
+            return load_word(at)
+        before = load_word(low if low + 16 > first else low + 16)
+        after = load_word(low + 16 if low + 16 < last else low)
+        return realigned(before, after, misplaced)
+
+    return load
+
+
+def build_shares(ops, kind):
+    """``share(shares, row, k, classes)``: what as many classes from ``k`` on weigh as there are logits in a word."""
+    form = ops.form(kind.form)
+    plain = ops.form(np.dtype(form.real).name)
+    load, lanes_of, to_real, decode = build_loads(ops, plain), form.lanes_of, plain.to_real, plain.decode
+    fma, load_float64, concatenated = ops.fma, ops.load_float64, ops.concatenated
+    count, itemsize = plain.count, plain.itemsize
+
+    @ops.function
+    def one_word(start, k, classes):
+        """A word wholly outside the classes is not wanted by anybody; one that is there is read in its place."""
+        k = k if k > -count else 1 - count
+        k = k if k < classes else classes - 1
+        return decode(load(start + k * itemsize, start, start + classes * itemsize))
+
+    @ops.function
+    def two_words(start, k, classes):
+        return concatenated(one_word(start, k, classes), one_word(start, k + count, classes))
+
+    @ops.function
+    def four_words(start, k, classes):
+        return concatenated(two_words(start, k, classes), two_words(start, k + 2 * count, classes))
+
+    numbers = {1: one_word, 2: two_words, 4: four_words}[form.count // count]
+
+    @ops.function
+    def same(shares, row, k, classes):
+        return lanes_of(load_float64(shares.weight))
+
+    @ops.function
+    def weights(shares, row, k, classes):
+        return numbers(shares.weight, k, classes)
+
+    @ops.function
+    def masses(shares, row, k, classes):
+        start = shares.probabilities + row * shares.stride * itemsize
+        q = fma(numbers(start, k, classes), to_real(shares.keep), lanes_of(shares.even))
+        return numbers(shares.weight, k, classes) * q
+
+    return {"none": same, "even": same, "weights": weights, "probabilities": masses}[kind.spread]
+
+
+def build_group(ops, threads):
+    """What the threads of a row tell each other: a warp by shuffles, a block by shared memory, in a fixed order.
+
+    ``slot`` numbers the meetings of a block; each has its own place in the first bytes of shared memory.
+    """
+    shuffle_xor, first_of_warp, thread = ops.shuffle_xor, ops.first_of_warp, ops.thread
+    put, get = ops.shared_store_float64, ops.shared_load_float64
+    sync_block, sync_warp = ops.sync_block, ops.sync_warp
+    function, larger = ops.function, ops.larger
+    warps = threads // 32
+
+    @function
+    def add(x, y):
+        return x + y
+
+    def in_warp(combine):
+        @function
+        def joined(x):
+            for step in range(5):
+                x = combine(x, shuffle_xor(x, 16 >> step))
+            return x
+
+        return joined
+
+    def in_group(combine):
+        of_warp = in_warp(combine)
+        if warps <= 1:
+            return function(lambda x, slot: of_warp(x))
+
+        @function
+        def joined(x, slot):
+            x = of_warp(x)
+            t = thread()
+            if t & 31 == 0:
+                put((slot * warps + (t >> 5)) * 8, x)
+            sync_block()
+            x = get(slot * warps * 8)
+            for warp in range(1, warps):
+                x = combine(x, get((slot * warps + warp) * 8))
+            return x
+
+        return joined
+
+    @function
+    def announced_in_warp(slot, a, b, c, d, e, f):
+        sync_warp()
+        return (
+            first_of_warp(a), first_of_warp(b), first_of_warp(c),
+            first_of_warp(d), first_of_warp(e), first_of_warp(f),
+        )  # fmt: skip
+
+    @function
+    def announced_in_block(slot, a, b, c, d, e, f):
+        at = slot * warps * 8
+        if thread() == 0:
+            put(at, a)
+            put(at + 8, b)
+            put(at + 16, c)
+            put(at + 24, d)
+            put(at + 32, e)
+            put(at + 40, f)
+        sync_block()
+        return get(at), get(at + 8), get(at + 16), get(at + 24), get(at + 32), get(at + 40)
+
+    announced = announced_in_warp if warps <= 1 else announced_in_block
+    return SimpleNamespace(total=in_group(add), peak=in_group(larger), announced=announced)
+
+
+def build_sums(ops, kind):
+    """``thread_sums`` and ``group_sums`` of a strip."""
+    form = ops.form(kind.form)
+    real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
+    terms, share_of = rowmath.build_terms(ops, real), build_shares(ops, kind)
+    exp_parts, follow, rescale, tanh_parts = terms.exp_parts, terms.follow, terms.rescale, terms.tanh_parts
+    fma, where, larger, weighted, lane = ops.fma, ops.where, ops.larger, ops.weighted, ops.lane
+    numbered, peak_of_lanes, sum_lanes, to_float64 = ops.numbered, ops.peak_of_lanes, ops.sum_lanes, ops.to_float64
+    load, decode, lanes_of, to_real = build_loads(ops, form), form.decode, form.lanes_of, form.to_real
+    function, int32, group = ops.function, ops.int32, build_group(ops, kind.threads)
+    group_peak, group_total = group.peak, group.total
+    stage = ops.shared_store_word
+    zero, nothing, start_exponent = real.type(0), real.type(-np.inf), real.type(rowmath.NO_EXPONENT)
+    scale, minus_scale, magic_zero, bias = real.type(_SCALE), real.type(-_SCALE), real.magic, real.bias
+    count, itemsize, threads = form.count, form.itemsize, kind.threads
+    capped, largest, spread = kind.capped, kind.largest, kind.spread != "none"
+
+    @function
+    def add_exactly(total, low, x):
+        """The sum and what rounding has cost all of them so far."""
+        s = total + x
+        back = s - total
+        return s, low + ((total - (s - back)) + (x - back))
+
+    @function
+    def lifted(mass, top, highest):
+        """By how much a sum of differences grows when the largest logit does; 0 for an empty one."""
+        return weighted(mass, fma(highest, scale, top * minus_scale))
+
+    @function
+    def first_equal(x, number):
+        """The first lane that holds the number."""
+        place = int32(count - 1)
+        for k in range(count - 1):
+            place = int32(count - 2 - k) if lane(x, count - 2 - k) == number else place
+        return place
+
+    @function
+    def raise_reference(x, first, highest, sums, best, rate):
+        """A thread's sums when a word has a larger logit than all before: the reference follows."""
+        lanes, total, low, base, exponent, _, _, top, gaps, masses = sums
+        base, exponent, magic, floor, factor = follow(base, exponent, highest, rate)
+        lanes, total, low = lanes * factor, total * factor, low * factor
+        if spread:
+            gaps = gaps + lifted(masses, top, highest)
+        index, others = best
+        if largest:
+            power, size = exp_parts(top - base, rate, magic, floor)
+            total, low = add_exactly(total, low, power * size)
+            place = first_equal(x, highest)
+            x = where(numbered(x) == place, nothing, x)
+            others = larger(larger(others, top), peak_of_lanes(x))
+            index = int32(first + place)
+        return x, (lanes, total, low, base, exponent, magic, floor, highest, gaps, masses), (index, others)
+
+    @function
+    def absorb(x, first, classes, gone, share, sums, best, rate):
+        """One word of logits, the first of them class ``first`` of the strip, which has ``classes`` in all."""
+        if first + count > classes:
+            x = where(numbered(x) < classes - first, x, nothing)
+            share = where(numbered(x) < classes - first, share, zero)
+        place = gone - first
+        if place >= 0 and place < count:
+            x = where(numbered(x) == place, nothing, x)
+            share = where(numbered(x) == place, zero, share)
+        whole, highest = x, peak_of_lanes(x)
+        if highest > sums[7]:
+            x, sums, best = raise_reference(x, first, highest, sums, best, rate)
+        elif largest:
+            best = best[0], larger(best[1], highest)
+        lanes, total, low, base, exponent, magic, floor, top, gaps, masses = sums
+        if spread:
+            anchor = top if top > nothing else zero
+            gaps = gaps + weighted(share, fma(whole, minus_scale, lanes_of(anchor * scale)))
+            masses = masses + share
+        if base != zero:
+            x = x - base
+        power, size = exp_parts(x, rate, magic, floor)
+        lanes = fma(power, size, lanes)
+        return (lanes, total, low, base, exponent, magic, floor, top, gaps, masses), best
+
+    @function
+    def flush(sums):
+        """The lanes' sum added to the thread's."""
+        lanes, total, low, base, exponent, magic, floor, top, gaps, masses = sums
+        total, low = add_exactly(total, low, sum_lanes(lanes))
+        return lanes_of(zero), total, low, base, exponent, magic, floor, top, gaps, masses
+
+    @function
+    def logits_of(word, cap):
+        x = decode(word)
+        if capped:
+            return tanh_parts(x * cap)[0]
+        return x
+
+    @function
+    def take(word, j, row, start, classes, gone, shares, cap, sums, best, rate):
+        """Word ``j`` of the strip from class ``start`` on."""
+        every = lanes_of(zero)
+        if spread:
+            every = share_of(shares, row, start + j * count, start + classes)
+        return absorb(logits_of(word, cap), j * count, classes, gone, every, sums, best, rate)
+
+    @function
+    def thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots):
+        """Of a strip from class ``start`` on with ``classes`` classes, without class ``gone`` of it.
+
+        The row lies from ``first`` to ``last`` in memory. Its words are left in shared memory from ``slots`` on unless
+        that is negative.
+        """
+        rate = to_real(scaling.high), to_real(scaling.low), to_real(scaling.nats)
+        cap = to_real(scaling.cap)
+        none = lanes_of(zero)
+        floor = (start_exponent - bias) / rate[0]
+        sums = (none, zero, zero, zero, start_exponent, magic_zero - start_exponent, floor, nothing, none, none)
+        best = int32(classes), nothing
+        place, whole = first + start * itemsize, classes // count
+        j = t
+        while j < whole - (AHEAD - 1) * threads:
+            a = load(place + j * 16, first, last)
+            b = load(place + (j + threads) * 16, first, last)
+            c = load(place + (j + 2 * threads) * 16, first, last)
+            d = load(place + (j + 3 * threads) * 16, first, last)
+            if slots >= 0:
+                stage(slots + j * 16, a)
+                stage(slots + (j + threads) * 16, b)
+                stage(slots + (j + 2 * threads) * 16, c)
+                stage(slots + (j + 3 * threads) * 16, d)
+            sums, best = take(a, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take(b, j + threads, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take(c, j + 2 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take(d, j + 3 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums = flush(sums)
+            j += 4 * threads
+        while j * count < classes:
+            word = load(place + j * 16, first, last)
+            if slots >= 0:
+                stage(slots + j * 16, word)
+            sums, best = take(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums = flush(sums)
+            j += threads
+        return sums, best
+
+    @function
+    def group_sums(sums, best, start, rate):
+        """All the group knows of a strip, float64: base, exponent, total, peak of the others, gap, mass, and the
+        largest logit with its class where that is left out.
+        """
+        _, total, low, base, exponent, magic, floor, top, gaps, masses = sums
+        index, others = best
+        highest = group_peak(to_float64(top), 0)
+        peak, winner = highest, 0.0
+        if largest:
+            rank = to_float64(start + index) if to_float64(top) == highest else np.inf
+            winner = 0.0 - group_peak(0.0 - rank, 1)
+            if rank != winner:
+                power, size = exp_parts(top - base, rate, magic, floor)
+                total, low = add_exactly(total, low, power * size)
+                others = larger(others, top)
+            peak = group_peak(to_float64(others), 2)
+        new_base, new_exponent, _, _, _ = follow(zero, start_exponent, to_real(highest), rate)
+        factor = rescale(base, exponent, new_base, new_exponent, rate)
+        whole = (to_float64(total) + to_float64(low)) * to_float64(factor)
+        whole = group_total(whole, 3)
+        gap, mass = 0.0, 0.0
+        if spread:
+            mass = group_total(to_float64(sum_lanes(masses)), 4)
+            own = to_float64(sum_lanes(gaps)) + to_float64(sum_lanes(lifted(masses, top, to_real(highest))))
+            gap = group_total(own, 5) / _SCALE
+        return to_float64(new_base), to_float64(new_exponent), whole, peak, gap, mass, highest, winner
+
+    return SimpleNamespace(thread_sums=thread_sums, group_sums=group_sums, logits_of=logits_of)
