@@ -149,6 +149,7 @@ def build_terms(ops, real):
     shift, magic_zero, bias, limit, zero = real.shift, real.magic, real.bias, real.limit, real.zero
     one, four, small = (real.type(number) for number in (1, 4, 0.625))
     nothing, lift, reach_of_base = (real.type(number) for number in (-np.inf, LIFT, REACH))
+    no_exponent = real.type(NO_EXPONENT)
     c, (over, under) = real.coefficients, real.tanh
     unit = rate(real.type)
     lowest = -bias / unit[0]
@@ -205,10 +206,13 @@ def build_terms(ops, real):
 
     @function
     def rescale(base, exponent, new_base, new_exponent, rate):
-        """exp(a base) 2**exponent over the same of the new reference: a power of two, exactly, where the bases agree."""
+        """exp(a base) 2**exponent over the same of the new reference: a power of two, exactly, where the bases agree.
+
+        0 for an empty sum, whatever its base.
+        """
         ahead = new_exponent - exponent
         power, scale = exp_parts(base - new_base, rate, magic_zero - ahead, (ahead - bias) / rate[0])
-        return power * scale
+        return where(exponent == no_exponent, zero, power * scale)
 
     @function
     def follow(base, exponent, peak, rate):

@@ -9,7 +9,7 @@ import functools
 import importlib
 import os
 
-NAMES = ("cpu", "reference")
+NAMES = ("cpu", "cuda", "reference")
 
 
 class BackendUnavailableError(RuntimeError):

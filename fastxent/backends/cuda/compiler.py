@@ -18,13 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastxent.backends.cpu import cache
+from fastxent.backends.cuda.binary import Elements
 from fastxent.backends.cuda.finish import Coefficients, Results
+from fastxent.backends.cuda import binary, kernels
 from fastxent.backends.cuda.kernels import Rows, Written
 from fastxent.backends.cuda.sums import Kind, Scaling, Shares
 
 _COMPILERS = ("numba-cuda", "numba", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
-_ADDRESS = ("records", "plans")
 _GROUPS = {
+    "elements": Elements,
     "rows": Rows,
     "shares": Shares,
     "coefficients": Coefficients,
@@ -51,16 +54,13 @@ def repair_numpy():
 
 
 @functools.cache
-def _sources():
-    """A digest of all that the kernels are made from."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for file in sorted([*here.glob("*.py"), here.parent.parent / "rowmath.py", here.parent.parent / "state.py"]):
-        digest.update(file.read_bytes())
+def _compilers():
+    """The versions of all that has a hand in machine code, but for this package: its cache is named after that."""
+    found = []
     for name in _COMPILERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            digest.update(f"{name} {importlib.metadata.version(name)}".encode())
-    return digest.hexdigest()
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return " ".join(found)
 
 
 def _signature(function):
@@ -91,16 +91,23 @@ def _without_device(architecture):
         dispatcher.get_current_device = before
 
 
+def function_of(ops, code):
+    """The kernel as a Python function over ``ops``."""
+    if code.name == "binary":
+        return binary.build(ops, code.kind)
+    return getattr(kernels.build(ops, code.kind, code.written, code.entries), code.name)
+
+
 def compile_code(code):
     """Machine code of one kernel, a cubin."""
     repair_numpy()
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
 
-    from fastxent.backends.cuda import kernels, primitives
+    from fastxent.backends.cuda.primitives import OPS
 
     # made anew for each: numba-cuda keeps compiled functions by signature, not by architecture
-    function = getattr(kernels.build(primitives.OPS, code.kind, code.written, code.entries), code.name)
+    function = function_of(OPS, code)
     major, minor = code.architecture
     with _without_device(code.architecture):
         ir, _ = cuda.compile(
@@ -116,22 +123,18 @@ def entry_of(cubin):
     return re.search(rb"\.text\.([A-Za-z_][\w$]*)\x00", cubin).group(1).decode()
 
 
-def folder():
-    """Where machine code is kept."""
-    home = os.environ.get("FASTXENT_CACHE_DIR") or Path.home() / ".cache" / "fastxent"
-    return Path(home) / "cuda"
-
-
 def machine_code(code):
     """`compile_code`, from the disk where it has been kept before."""
-    name = hashlib.sha256(f"{_sources()} {code}".encode()).hexdigest()[:32]
-    file = folder() / f"{code.name}-{code.kind.form}-{name}.cubin"
+    folder = cache.folder()
+    if folder is None:
+        return compile_code(code)
+    name = hashlib.sha256(f"{_compilers()} {code}".encode()).hexdigest()[:32]
+    file = folder / f"{code.name}-{code.kind.form}-{name}.cubin"
     with contextlib.suppress(OSError):
         return file.read_bytes()
     cubin = compile_code(code)
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(cubin)
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
+        part.write(cubin)
+        part.flush()
         Path(part.name).replace(file)
     return cubin

@@ -39,7 +39,7 @@ def build_fold(ops, kind):
     rows = rowmath.build_rows(ops)
     join, add_gap, exp_split = rows.join, rows.add_gap, rows.exp_split
     load_float64, larger = ops.load_float64, ops.larger
-    largest = kind.largest
+    largest, lift, lifted = kind.largest, rowmath.LIFT, 2.0**rowmath.LIFT
 
     @ops.function
     def winner_of(records, strips):
@@ -65,7 +65,9 @@ def build_fold(ops, kind):
             peak = larger(peak, load_float64(at + 24))
             if largest and s != strip and own > -np.inf:
                 power, n = exp_split(own - base, rate)
-                base, exponent, total, low = join(base, exponent, total, low, base, n, power, 0.0, rate)
+                base, exponent, total, low = join(
+                    base, exponent, total, low, base, n - lift, power * lifted, 0.0, rate
+                )  # fmt: skip
                 peak = larger(peak, own)
             top, gap, mass = add_gap(top, gap, mass, own, load_float64(at + 32), load_float64(at + 40))
         return base, exponent, total, low, peak, gap, mass, best, index
@@ -79,7 +81,7 @@ def build_finish(ops, kind):
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     tanh_parts, rows = rowmath.build_terms(ops, real).tanh_parts, rowmath.build_rows(ops)
     nll_of, excess, whole_gap, with_target = rows.nll, rows.excess, rows.whole_gap, rows.with_target
-    lse_of, at_target = rows.lse, rows.at_target
+    lse_of, at_target, power_of_two, lift = rows.lse, rows.at_target, rows.power_of_two, rowmath.LIFT
     load, share_of = build_loads(ops, form), build_shares(ops, kind)
     decode, to_real, lane = form.decode, form.to_real, ops.lane
     load_float64, store_float64, to_float64, int64 = ops.load_float64, ops.store_float64, ops.to_float64, ops.int64
@@ -118,16 +120,17 @@ def build_finish(ops, kind):
     @function
     def share_at(shares, i, k, classes):
         if spread:
-            return to_float64(lane(share_of(shares, i, k, classes), 0))
+            return to_float64(lane(share_of(shares, i, k, classes), 0)) * shares.scale
         return 0.0
 
     @function
-    def of_others(mass, share):
+    def of_others(mass, share, shares):
         """Where the largest logit is left out of the sum, it is still in the mass."""
+        mass *= shares.scale
         return mass - share if largest else mass
 
     @function
-    def statistics(i, classes, sums, target_logit, share, scaling, results):
+    def statistics(i, sums, target_logit, share, shares, scaling, results):
         """What is wanted of a row; its nll, lse and `with_target`."""
         base, exponent, total, _, peak, gap, mass, _, _ = sums
         rate = scaling.row_high, scaling.row_low, scaling.row_nats
@@ -139,7 +142,7 @@ def build_finish(ops, kind):
             beyond = nll
             if not largest:
                 beyond = excess(base, exponent, total, peak, target_logit, nll, rate) if peak > -np.inf else 0.0
-            put(results.gap, i, whole_gap(gap, of_others(mass, share), beyond, share, nll, rate))
+            put(results.gap, i, whole_gap(gap * shares.scale, of_others(mass, share, shares), beyond, share, nll, rate))
         over, whole, miss, own = with_target(base, exponent, total, target_logit, rate)
         lse = lse_of(base, over, whole, target_logit, nll, rate)
         put(results.lse, i, lse)
@@ -151,24 +154,26 @@ def build_finish(ops, kind):
         k = class_of(target, sums[8], classes)
         target_logit, slope = logit_of(first, last, k, scaling)
         share = share_at(shares, i, k, classes)
-        _, lse, over, whole, miss, own = statistics(i, classes, sums, target_logit, share, scaling, results)
+        _, lse, over, whole, miss, own = statistics(i, sums, target_logit, share, shares, scaling, results)
         hit = load_float64(coefficients.hit + i * coefficients.hit_step)
         smooth = load_float64(coefficients.smooth + i * coefficients.smooth_step)
         extra = load_float64(coefficients.extra + i * coefficients.extra_step)
         square = load_float64(coefficients.square + i * coefficients.square_step)
         if square != 0.0:
             extra += square * lse
-        mass = of_others(sums[6], share)
-        factor = (hit + extra + smooth * (mass + share)) / whole
+        mass = of_others(sums[6], share, shares)
+        # terms are taken under their own largest, which is the only one of them that is sure to be near 1
+        highest = sums[1] + lift
+        factor = (hit + extra + smooth * (mass + share)) / whole * power_of_two(highest - over)
         entry = at_target(hit, smooth, extra, mass, share, miss, own) * slope
-        return sums[0], over, factor, -smooth, entry, to_float64(k)
+        return sums[0], highest, factor, -smooth * shares.scale, entry, to_float64(k)
 
     @function
     def log_softmax(i, first, last, classes, sums, target, shares, coefficients, scaling, results):
         """The row's plan: its largest logit and how far that is below the logsumexp."""
         k = class_of(target, sums[8], classes)
         target_logit, _ = logit_of(first, last, k, scaling)
-        nll, _, _, _, _, _ = statistics(i, classes, sums, target_logit, 0.0, scaling, results)
+        nll, _, _, _, _, _ = statistics(i, sums, target_logit, 0.0, shares, scaling, results)
         return target_logit, nll, 0.0, 0.0, 0.0, -1.0
 
     @function
@@ -176,6 +181,6 @@ def build_finish(ops, kind):
         """The statistics alone."""
         k = class_of(target, sums[8], classes)
         target_logit, _ = logit_of(first, last, k, scaling)
-        statistics(i, classes, sums, target_logit, share_at(shares, i, k, classes), scaling, results)
+        statistics(i, sums, target_logit, share_at(shares, i, k, classes), shares, scaling, results)
 
     return SimpleNamespace(ignore=ignore, plain=plain, gradient=gradient, log_softmax=log_softmax)

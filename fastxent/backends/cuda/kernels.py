@@ -13,7 +13,8 @@ import numpy as np
 
 from fastxent import rowmath
 from fastxent.backends.cuda.finish import RECORD, build_finish, build_fold
-from fastxent.backends.cuda.sums import build_group, build_sums
+from fastxent.backends.cuda.forms import FORMS
+from fastxent.backends.cuda.sums import build_group, build_loads, build_sums
 from fastxent.backends.cuda.write import build_write
 from fastxent.state import IGNORED
 
@@ -44,13 +45,13 @@ class Written(NamedTuple):
 def build(ops, kind, written=None, entries="gradient"):
     """The kernels of a kind, by name; ``written`` is the format of the output, None where nothing is written."""
     form = ops.form(kind.form)
-    sums = build_sums(ops, kind)
+    sums, load, row_algebra = build_sums(ops, kind), build_loads(ops, form), rowmath.build_rows(ops)
+    join, add_gap, decode, lane, to_float64 = row_algebra.join, row_algebra.add_gap, form.decode, ops.lane, ops.to_float64
     finish, fold = build_finish(ops, kind), build_fold(ops, kind)
     thread_sums, group_sums, announced = sums.thread_sums, sums.group_sums, build_group(ops, kind.threads).announced
     ignore, plain, of_row = finish.ignore, finish.plain, getattr(finish, entries)
     load_int64, load_float64, store_float64 = ops.load_int64, ops.load_float64, ops.store_float64
     raise_flag, thread, block, to_real = ops.raise_flag, ops.thread, ops.block, form.to_real
-    publish, wait_for, take_ticket, sync_block = ops.publish, ops.wait_for, ops.take_ticket, ops.sync_block
     itemsize, threads, per_block, strip_size = form.itemsize, kind.threads, kind.rows, kind.strip
     largest, function, int64 = kind.largest, ops.function, ops.int64
     slots_bytes = stage_bytes(kind)
@@ -88,7 +89,7 @@ def build(ops, kind, written=None, entries="gradient"):
     @function
     def slots_of(group):
         """Where a group's words wait in shared memory."""
-        return SLOTS * 8 * (threads // 32) * 1 + group * slots_bytes + 16
+        return SLOTS * 8 * (threads // 32) + group * slots_bytes + 16
 
     @function
     def strip_of(start, classes):
@@ -148,15 +149,24 @@ def build(ops, kind, written=None, entries="gradient"):
                 )  # fmt: skip
 
     @function
+    def put_seven(at, a, b, c, d, e, f, g):
+        store_float64(at, a)
+        store_float64(at + 8, b)
+        store_float64(at + 16, c)
+        store_float64(at + 24, d)
+        store_float64(at + 32, e)
+        store_float64(at + 40, f)
+        store_float64(at + 48, g)
+
+    @function
     def put_record(at, record):
-        store_float64(at, record[0])
-        store_float64(at + 8, record[1])
-        store_float64(at + 16, record[2])
-        store_float64(at + 24, record[3])
-        store_float64(at + 32, record[4])
-        store_float64(at + 40, record[5])
-        store_float64(at + 48, record[6])
-        store_float64(at + 56, record[7])
+        base, exponent, total, peak, gap, mass, best, index = record
+        put_seven(at, base, exponent, total, peak, gap, mass, best)
+        store_float64(at + 56, index)
+
+    @function
+    def logit_of(first, last, k):
+        return to_float64(lane(decode(load(first + k * itemsize, first, last)), 0))
 
     def strip_sums(rows, shares, scaling, records):
         """(N, V) logits read once -> records (N, strips); a block for a strip."""
@@ -199,6 +209,31 @@ def build(ops, kind, written=None, entries="gradient"):
                 store_float64(at + 32, plan[4])
                 store_float64(at + 40, plan[5])
 
+    @function
+    def add_to_state(i, target, rows, shares, rate, records, at):
+        """A row's records joined to its state at ``at``, the target's own logit beside them."""
+        base, exponent = load_float64(at), load_float64(at + 8)
+        total, low = load_float64(at + 16), load_float64(at + 24)
+        top, gap, mass = -np.inf, 0.0, 0.0
+        for s in range(rows.strips):
+            record = records + s * RECORD
+            base, exponent, total, low = join(
+                base, exponent, total, low,
+                load_float64(record), load_float64(record + 8), load_float64(record + 16), 0.0, rate,
+            )  # fmt: skip
+            top, gap, mass = add_gap(
+                top, gap, mass, load_float64(record + 24), load_float64(record + 32), load_float64(record + 40)
+            )
+        top, gap, mass = add_gap(
+            load_float64(at + 32), load_float64(at + 40), load_float64(at + 48),
+            top, gap * shares.scale, mass * shares.scale,
+        )  # fmt: skip
+        put_seven(at, base, exponent, total, low, top, gap, mass)
+        if target >= 0:
+            first, last = place_of(rows, i)
+            store_float64(at + 56, logit_of(first, last, target))
+            store_float64(at + 64, load_float64(at + 64) + 1.0)
+
     def strip_entries(rows, shares, scaling, plans, written):
         """(N, V) logits read again and plans (N,) -> entries; a block for a strip."""
         i = int64(block() // rows.strips)
@@ -217,7 +252,20 @@ def build(ops, kind, written=None, entries="gradient"):
             first, last = place_of(rows, i)
             write_again(thread(), i, first, last, start, size, 0, place, shares, plan, scaling)
 
-    kernels = {"statistics": statistics, "strip_sums": strip_sums, "finish_statistics": finish_statistics}
+    def finish_state(rows, shares, scaling, records, columns):
+        """Records (N, strips) added to columns (N, 9), in the order of `fastxent.state.FIELDS`; a thread for a row."""
+        i = int64(block()) * threads + thread()
+        if i < rows.rows:
+            target = load_int64(rows.targets + i * 8)
+            if target != IGNORED:
+                add_to_state(i, target, rows, shares, row_rate(scaling), records + i * rows.strips * RECORD, columns + i * 72)
+
+    kernels = {
+        "statistics": statistics,
+        "strip_sums": strip_sums,
+        "finish_statistics": finish_statistics,
+        "finish_state": finish_state,
+    }
     if written is not None:
         kernels |= {"gradient": gradient, "finish_gradient": finish_gradient, "strip_entries": strip_entries}
     return SimpleNamespace(**kernels)
@@ -225,19 +273,9 @@ def build(ops, kind, written=None, entries="gradient"):
 
 def stage_bytes(kind):
     """Shared memory for the words of a strip, and one at each end."""
-    itemsize = 16 // _count(kind.form)
-    return (-(-kind.strip * itemsize // 16) + 2) * 16
+    return (-(-kind.strip // FORMS[kind.form].count) + 2) * 16
 
 
 def shared_bytes(kind, staged):
     """Dynamic shared memory of a block."""
     return SLOTS * 8 * max(1, kind.threads // 32) + (kind.rows * stage_bytes(kind) if staged else 0)
-
-
-def _count(form):
-    from fastxent.backends.cuda.forms import FORMS
-
-    return FORMS[form].count
-
-
-_ = rowmath

@@ -347,12 +347,17 @@ def form(name):
     about = FORMS[name]
     real = types.float64 if about.real is np.float64 else types.float32
     decode, encode = _codec(name)
+    load_one, store_one = load_float64, store_float64
+    if real is types.float32:
+        load_one, store_one = _access(real, _FLOAT, _pointer, 4)
     return SimpleNamespace(
         itemsize=about.itemsize,
         count=about.count,
         real=about.real,
         decode=decode,
         encode=encode,
+        load_one=load_one,
+        store_one=store_one,
         store_some=_store_some(about.itemsize),
         realigned=_parts_of_words if about.itemsize < 4 else _whole_words,
         lanes_of=filler(real, about.count),

@@ -13,15 +13,78 @@ import threading
 from collections import deque
 from types import SimpleNamespace
 
-import ml_dtypes  # noqa: F401  (names the small formats)
 import numpy as np
 
+from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.forms import FORMS
+from fastxent.backends.cuda.layout import SIMULATED
 from fastxent.rowmath import NumpyOps
 
 WARP = 32
-# what PTX promises of ex2.approx, and half a unit of the rounding of the number that is off by so much
-_EX2_ERROR = 2.0**-22.5
+_NONSENSE = 0xFB  # a NaN of no use in float32, bfloat16 and float16, and a number nobody expects in the others
+_EX2_UNITS = 2  # last places that the CUDA C++ programming guide allows exp2f, which is ex2.approx
+
+
+class Machine:
+    """The methods of `machine.Machine` without a GPU. Copies are immediate, and so is what a kernel does."""
+
+    layout, name, architecture = SIMULATED, "simulated", (9, 0)
+
+    def __init__(self):
+        self._memory = {}
+        # blocks come in any order on a GPU
+        self._order = np.random.default_rng(0)
+
+    def new_stream(self):
+        """There is nothing to wait for."""
+        return None
+
+    def fits(self, array, size):
+        """Only what is wanted, so that an access beyond it is found."""
+        return array.nbytes == _whole_words(size)
+
+    def allocate(self, size):
+        """Two arrays of their own, each at a multiple of 16 bytes."""
+        host, device = (_aligned(_whole_words(size)) for _ in range(2))
+        self._memory[device.ctypes.data] = device
+        return host, device.ctypes.data
+
+    def release(self, array, address):
+        """Forget the device's."""
+        del self._memory[address]
+
+    def spoil(self, array, address):
+        """What a kernel is to fill holds nonsense before."""
+        self._memory[address][:] = _NONSENSE
+
+    def copy_to_device(self, stream, array, address):
+        """From an array."""
+        self._memory[address][: array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def copy_to_host(self, stream, array, address):
+        """To an array."""
+        array.reshape(-1).view(np.uint8)[:] = self._memory[address][: array.nbytes]
+
+    def wait(self, stream):
+        """Nothing is on the way."""
+
+    def launch(self, stream, name, kind, arguments, blocks, written=None, entries="gradient", shared=0):
+        """Run a kernel to its end."""
+        function = compiler.function_of(OPS, compiler.Code(name, kind, written, entries, self.architecture))
+        buffers = [(first, first + array.nbytes) for first, array in self._memory.items()]
+        order = self._order.permutation(blocks).tolist()
+        Launch(buffers).run(function, arguments, blocks, kind.threads * kind.rows, shared, resident=4, order=order)
+
+
+def _whole_words(size):
+    """So many bytes that a word of 16 which holds one of them is whole."""
+    return -(-max(size, 1) // 16) * 16
+
+
+def _aligned(size):
+    room = np.full(size + 16, _NONSENSE, np.uint8)
+    start = -room.ctypes.data % 16
+    return room[start : start + size]
 
 
 class SimulationError(RuntimeError):
@@ -38,7 +101,7 @@ class _Meeting:
 class _Block:
     def __init__(self, number, threads, shared_bytes):
         self.number = number
-        self.shared = np.full(shared_bytes, 0xA5, np.uint8)
+        self.shared = np.full(shared_bytes, _NONSENSE, np.uint8)
         self.everyone = _Meeting(threads)
         self.warps = [_Meeting(min(WARP, threads - start)) for start in range(0, threads, WARP)]
 
@@ -244,9 +307,15 @@ def _raise_flag(address, value):
 
 def _exp2_of_fraction(x):
     """Off by as much as a GPU may be, up or down."""
-    exact = np.exp2(np.asarray(x, np.float64))
-    up = np.where(np.asarray(x).view(np.int32) & 1, 1.0, -1.0)
-    return np.where(np.asarray(x) == 0, 1.0, exact * (1.0 + up * _EX2_ERROR)).astype(np.float32)
+    nearest = np.exp2(np.asarray(x, np.float64)).astype(np.float32)
+    off = np.where(np.asarray(x).view(np.int32) & 1, _EX2_UNITS, -_EX2_UNITS).astype(np.int32)
+    return np.where(np.asarray(x) == 0, np.float32(1), (nearest.view(np.int32) + off).view(np.float32))
+
+
+def _fma(a, b, c):
+    """Veltkamp's split makes a NaN of an infinity."""
+    plain = np.asarray(a) * b + c
+    return np.where(np.isfinite(plain), NumpyOps.fma(a, b, c), plain)[()]
 
 
 def _weighted(weight, x):
@@ -272,6 +341,8 @@ def form(name):
     """What a kernel knows of the number format ``name``."""
     about = FORMS[name]
 
+    load_one, store_one = _of_memory(about.real)
+
     def store_some(address, word, first, stop):
         for k in range(max(0, int(first)), min(about.count, int(stop))):
             place = slice(k * about.itemsize, (k + 1) * about.itemsize)
@@ -283,6 +354,8 @@ def form(name):
         real=about.real,
         decode=lambda word: word.view(about.dtype).astype(about.real),
         encode=lambda x: x.astype(about.dtype).view(np.int32),
+        load_one=load_one,
+        store_one=store_one,
         store_some=store_some,
         realigned=_realigned,
         lanes_of=lambda value: np.full(about.count, value, about.real),
@@ -292,7 +365,7 @@ def form(name):
 
 OPS = SimpleNamespace(
     function=NumpyOps.function,
-    fma=NumpyOps.fma,
+    fma=_fma,
     at_least=NumpyOps.at_least,
     bits=NumpyOps.bits,
     where=np.where,

@@ -42,7 +42,7 @@ class Kind(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """What each class weighs: weight_k (keep q_k + even). Addresses of weight (V,), or of the one weight, and of
+    """What each class weighs: scale weight_k (keep q_k + even). Addresses of weight (V,), none above 1, and of
     probabilities (N, V) with ``stride`` numbers from row to row, both of the kind that is computed with.
     """
 
@@ -51,6 +51,7 @@ class Shares(NamedTuple):
     stride: int
     keep: float
     even: float
+    scale: float
 
 
 class Scaling(NamedTuple):
@@ -88,7 +89,7 @@ def build_shares(ops, kind):
     form = ops.form(kind.form)
     plain = ops.form(np.dtype(form.real).name)
     load, lanes_of, to_real, decode = build_loads(ops, plain), form.lanes_of, plain.to_real, plain.decode
-    fma, load_float64, concatenated = ops.fma, ops.load_float64, ops.concatenated
+    fma, concatenated, one = ops.fma, ops.concatenated, form.real(1)
     count, itemsize = plain.count, plain.itemsize
 
     @ops.function
@@ -110,7 +111,7 @@ def build_shares(ops, kind):
 
     @ops.function
     def same(shares, row, k, classes):
-        return lanes_of(load_float64(shares.weight))
+        return lanes_of(one)
 
     @ops.function
     def weights(shares, row, k, classes):
