@@ -182,6 +182,13 @@ def build_terms(ops, real):
     exp2_of_fraction = of_machine if of_machine and real.type is np.float32 else polynomial
 
     @function
+    def shifted_by_operator(k, places):
+        return bits(bits(k) << places)
+
+    # numba-cuda widens an int32 that is shifted
+    shifted = getattr(ops, "shifted", shifted_by_operator)
+
+    @function
     def exp_parts(x, rate, magic, floor):
         """``power, scale`` with ``power * scale = exp(a x) 2**-c``, and exactly 0 from 2**-(bias - 1/2) down.
 
@@ -190,7 +197,7 @@ def build_terms(ops, real):
         x = at_least(x, floor)
         k = fma(x, rate[0], magic)
         f = fma(x, rate[1], fma(x, rate[0], magic - k))
-        return exp2_of_fraction(f), bits(bits(k) << shift)
+        return exp2_of_fraction(f), shifted(k, shift)
 
     @function
     def reference(peak, rate):

@@ -20,6 +20,7 @@ import numpy as np
 
 from fastxent.backends.cpu import cache
 from fastxent.backends.cuda.binary import Elements
+from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.finish import Coefficients, Results
 from fastxent.backends.cuda import binary, kernels
 from fastxent.backends.cuda.kernels import Rows, Written
@@ -45,6 +46,12 @@ class Code(NamedTuple):
     written: str | None
     entries: str
     architecture: tuple[int, int]
+
+
+def resident(kind):
+    """Blocks a multiprocessor is to hold at least: with 256 threads each, three leave 80 registers a thread, two 128."""
+    wide = kind.capped or kind.spread in ("weights", "probabilities") or FORMS[kind.form].count in (2, 16)
+    return 2 if wide else 3
 
 
 def repair_numpy():
@@ -112,7 +119,7 @@ def compile_code(code):
     with _without_device(code.architecture):
         ir, _ = cuda.compile(
             function, _signature(function), device=False, abi="numba", cc=code.architecture, output="ltoir",
-            launch_bounds=code.kind.threads * code.kind.rows,
+            launch_bounds=(code.kind.threads * code.kind.rows, resident(code.kind)),
         )  # fmt: skip
     options = LinkerOptions(arch=f"sm_{major}{minor}", link_time_optimization=True)
     return bytes(Linker(ObjectCode.from_ltoir(ir), options=options).link("cubin").code)

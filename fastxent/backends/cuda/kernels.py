@@ -53,7 +53,7 @@ def build(ops, kind, written=None, entries="gradient"):
     load_int64, load_float64, store_float64 = ops.load_int64, ops.load_float64, ops.store_float64
     raise_flag, thread, block, to_real = ops.raise_flag, ops.thread, ops.block, form.to_real
     itemsize, threads, per_block, strip_size = form.itemsize, kind.threads, kind.rows, kind.strip
-    largest, function, int64 = kind.largest, ops.function, ops.int64
+    largest, function, int32, int64 = kind.largest, ops.function, ops.int32, ops.int64
     slots_bytes = stage_bytes(kind)
     if written is not None:
         out_size = ops.form(written).itemsize
@@ -93,14 +93,16 @@ def build(ops, kind, written=None, entries="gradient"):
 
     @function
     def strip_of(start, classes):
-        return min(classes - start, int64(strip_size))
+        return int32(min(classes - start, int64(strip_size)))
 
     @function
     def sum_strip(t, i, start, slots, target, rows, shares, scaling):
         """A group's sums of the strip of row ``i`` from class ``start`` on."""
         first, last = place_of(rows, i)
-        gone = target - start if not largest else int64(-1)
         size = strip_of(start, rows.classes)
+        gone = int32(-1)
+        if not largest and target >= start and target < start + size:
+            gone = int32(target - start)
         found, best = thread_sums(t, i, first, last, start, size, gone, shares, scaling, slots)
         return group_sums(found, best, start, rate_of(scaling))
 

@@ -224,6 +224,26 @@ def bits(typing, x):
     return result(x), lambda context, builder, sig, args: builder.bitcast(args[0], context.get_value_type(result))
 
 
+@intrinsic
+def shifted(typing, x, places):
+    """A floating number whose bits are those of x, moved to the left."""
+    element = x.element if isinstance(x, Lanes) else x
+    integer = ir.IntType(element.bitwidth)
+
+    def lower(context, builder, sig, args):
+        kind = args[0].type.element if isinstance(x, Lanes) else args[0].type
+        amount = context.cast(builder, args[1], sig.args[1], _SAME_BITS[element])
+
+        def lane(value):
+            return builder.bitcast(builder.shl(builder.bitcast(value, integer), amount), kind)
+
+        if isinstance(x, Lanes):
+            return joined(builder, [lane(value) for value in split(builder, args[0])])
+        return lane(args[0])
+
+    return x(x, places), lower
+
+
 def caster(target):
     """An intrinsic that converts a number, or lanes, to ``target``."""
 
@@ -302,6 +322,19 @@ def lane(typing, x, k):
         return chosen
 
     return x.element(x, k), lower
+
+
+def _half(name, of):
+    def half(typing, x):
+        result = Lanes(x.element, x.count // 2)
+        return result(x), lambda context, builder, sig, args: joined(builder, of(split(builder, args[0])))
+
+    half.__name__ = half.__qualname__ = name
+    return intrinsic(half)
+
+
+first_half = _half("first_half", lambda values: values[: len(values) // 2])
+second_half = _half("second_half", lambda values: values[len(values) // 2 :])
 
 
 @intrinsic

@@ -203,6 +203,8 @@ def build_sums(ops, kind):
     fma, where, larger, weighted, lane = ops.fma, ops.where, ops.larger, ops.weighted, ops.lane
     numbered, peak_of_lanes, sum_lanes, to_float64 = ops.numbered, ops.peak_of_lanes, ops.sum_lanes, ops.to_float64
     load, decode, lanes_of, to_real = build_loads(ops, form), form.decode, form.lanes_of, form.to_real
+    first_half, second_half = ops.first_half, ops.second_half
+    no_lanes = ops.form(np.dtype(form.real).name).lanes_of
     function, int32, group = ops.function, ops.int32, build_group(ops, kind.threads)
     group_peak, group_total = group.peak, group.total
     stage = ops.shared_store_word
@@ -232,10 +234,28 @@ def build_sums(ops, kind):
         return place
 
     @function
+    def plus_four(lanes, x, rate, magic, floor):
+        power, size = exp_parts(x, rate, magic, floor)
+        return fma(power, size, lanes)
+
+    @function
+    def plus_eight(lanes, x, rate, magic, floor):
+        lanes = plus_four(lanes, first_half(x), rate, magic, floor)
+        return plus_four(lanes, second_half(x), rate, magic, floor)
+
+    @function
+    def plus_sixteen(lanes, x, rate, magic, floor):
+        lanes = plus_eight(lanes, first_half(x), rate, magic, floor)
+        return plus_eight(lanes, second_half(x), rate, magic, floor)
+
+    # four lanes at most run along a row: eight would be four registers more, and a block less on a multiprocessor
+    plus_exp = {2: plus_four, 4: plus_four, 8: plus_eight, 16: plus_sixteen}[count]
+
+    @function
     def raise_reference(x, first, highest, sums, best, rate):
         """A thread's sums when a word has a larger logit than all before: the reference follows."""
-        lanes, total, low, base, exponent, _, _, top, gaps, masses = sums
-        base, exponent, magic, floor, factor = follow(base, exponent, highest, rate)
+        lanes, total, low, base, magic, _, top, gaps, masses = sums
+        base, _, magic, floor, factor = follow(base, magic_zero - magic, highest, rate)
         lanes, total, low = lanes * factor, total * factor, low * factor
         if spread:
             gaps = gaps + lifted(masses, top, highest)
@@ -247,7 +267,7 @@ def build_sums(ops, kind):
             x = where(numbered(x) == place, nothing, x)
             others = larger(larger(others, top), peak_of_lanes(x))
             index = int32(first + place)
-        return x, (lanes, total, low, base, exponent, magic, floor, highest, gaps, masses), (index, others)
+        return x, (lanes, total, low, base, magic, floor, highest, gaps, masses), (index, others)
 
     @function
     def absorb(x, first, classes, gone, share, sums, best, rate):
@@ -260,27 +280,26 @@ def build_sums(ops, kind):
             x = where(numbered(x) == place, nothing, x)
             share = where(numbered(x) == place, zero, share)
         whole, highest = x, peak_of_lanes(x)
-        if highest > sums[7]:
+        if highest > sums[6]:
             x, sums, best = raise_reference(x, first, highest, sums, best, rate)
         elif largest:
             best = best[0], larger(best[1], highest)
-        lanes, total, low, base, exponent, magic, floor, top, gaps, masses = sums
+        lanes, total, low, base, magic, floor, top, gaps, masses = sums
         if spread:
             anchor = top if top > nothing else zero
             gaps = gaps + weighted(share, fma(whole, minus_scale, lanes_of(anchor * scale)))
             masses = masses + share
         if base != zero:
             x = x - base
-        power, size = exp_parts(x, rate, magic, floor)
-        lanes = fma(power, size, lanes)
-        return (lanes, total, low, base, exponent, magic, floor, top, gaps, masses), best
+        lanes = plus_exp(lanes, x, rate, magic, floor)
+        return (lanes, total, low, base, magic, floor, top, gaps, masses), best
 
     @function
     def flush(sums):
         """The lanes' sum added to the thread's."""
-        lanes, total, low, base, exponent, magic, floor, top, gaps, masses = sums
+        lanes, total, low, base, magic, floor, top, gaps, masses = sums
         total, low = add_exactly(total, low, sum_lanes(lanes))
-        return lanes_of(zero), total, low, base, exponent, magic, floor, top, gaps, masses
+        return no_lanes(zero), total, low, base, magic, floor, top, gaps, masses
 
     @function
     def logits_of(word, cap):
@@ -308,10 +327,10 @@ def build_sums(ops, kind):
         cap = to_real(scaling.cap)
         none = lanes_of(zero)
         floor = (start_exponent - bias) / rate[0]
-        sums = (none, zero, zero, zero, start_exponent, magic_zero - start_exponent, floor, nothing, none, none)
+        sums = (no_lanes(zero), zero, zero, zero, magic_zero - start_exponent, floor, nothing, none, none)
         best = int32(classes), nothing
         place, whole = first + start * itemsize, classes // count
-        j = t
+        j = int32(t)
         while j < whole - (AHEAD - 1) * threads:
             a = load(place + j * 16, first, last)
             b = load(place + (j + threads) * 16, first, last)
@@ -327,14 +346,14 @@ def build_sums(ops, kind):
             sums, best = take(c, j + 2 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
             sums, best = take(d, j + 3 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
             sums = flush(sums)
-            j += 4 * threads
+            j = int32(j + 4 * threads)
         while j * count < classes:
             word = load(place + j * 16, first, last)
             if slots >= 0:
                 stage(slots + j * 16, word)
             sums, best = take(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
             sums = flush(sums)
-            j += threads
+            j = int32(j + threads)
         return sums, best
 
     @function
@@ -342,7 +361,8 @@ def build_sums(ops, kind):
         """All the group knows of a strip, float64: base, exponent, total, peak of the others, gap, mass, and the
         largest logit with its class where that is left out.
         """
-        _, total, low, base, exponent, magic, floor, top, gaps, masses = sums
+        _, total, low, base, magic, floor, top, gaps, masses = sums
+        exponent = magic_zero - magic
         index, others = best
         highest = group_peak(to_float64(top), 0)
         peak, winner = highest, 0.0

@@ -20,6 +20,7 @@ def build_write(ops, kind, written, staged, entries):
     load, staged_word, realigned = build_loads(ops, form), ops.shared_load_word, form.realigned
     store_word, store_some, encode, decode = ops.store_word, out.store_some, out.encode, form.decode
     lanes_of, to_real, function = out.lanes_of, form.to_real, ops.function
+    int32, int64 = ops.int32, ops.int64
     zero, one, magic_zero, bias = real.type(0), real.type(1), real.magic, real.bias
     itemsize, out_size, count, threads = form.itemsize, out.itemsize, out.count, kind.threads
     capped, spread = kind.capped, kind.spread != "none"
@@ -75,7 +76,7 @@ def build_write(ops, kind, written, staged, entries):
         """Entries of row ``i`` from class ``start`` on, ``classes`` of them, to ``out_place``."""
         rate = to_real(scaling.high), to_real(scaling.low), to_real(scaling.nats)
         cap = to_real(scaling.cap)
-        own, target = to_real(plan[4]), plan[5] - start
+        own, target = to_real(plan[4]), int64(plan[5]) - start
         plan = to_real(plan[0]), to_real(plan[1]), to_real(plan[2]), to_real(plan[3]), own, zero
         e = first_word(out_place) + t * count
         while e < classes:
@@ -85,8 +86,6 @@ def build_write(ops, kind, written, staged, entries):
                 value = where(numbered(value) == int32(target - e), own, value)
             put(out_place, e, classes, encode(value))
             e += threads * count
-
-    int32 = ops.int32
 
     @function
     def clear(t, out_place, classes, number):
