@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent.backends.cpu import cache
-from fastxent.backends.cuda.binary import Elements
+from fastxent.backends.cuda.elements import Elements
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.finish import Coefficients, Results
-from fastxent.backends.cuda import binary, kernels
+from fastxent.backends.cuda import elements, kernels
 from fastxent.backends.cuda.kernels import Rows, Written
 from fastxent.backends.cuda.sums import Kind, Scaling, Shares
 
@@ -101,7 +101,7 @@ def _without_device(architecture):
 def function_of(ops, code):
     """The kernel as a Python function over ``ops``."""
     if code.name == "binary":
-        return binary.build(ops, code.kind)
+        return elements.build(ops, code.kind)
     return getattr(kernels.build(ops, code.kind, code.written, code.entries), code.name)
 
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from fastxent.backends.cuda.binary import Elements
+from fastxent.backends.cuda.elements import Elements
 from fastxent.backends.cuda.finish import RECORD
 from fastxent.backends.cuda.finish import Coefficients as CoefficientAddresses
 from fastxent.backends.cuda.finish import Results
+from fastxent.backends.cuda import kernels
 from fastxent.backends.cuda.kernels import Rows, Written, shared_bytes
 from fastxent.backends.cuda.stream import Slot, in_turn
 from fastxent.backends.cuda.sums import Shares
