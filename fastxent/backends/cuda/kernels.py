@@ -54,7 +54,9 @@ def build(ops, kind, written=None, entries="gradient"):
     raise_flag, thread, block, to_real = ops.raise_flag, ops.thread, ops.block, form.to_real
     itemsize, threads, per_block, strip_size = form.itemsize, kind.threads, kind.rows, kind.strip
     largest, function, int32, int64 = kind.largest, ops.function, ops.int32, ops.int64
-    slots_bytes = stage_bytes(kind)
+    take_ticket, publish, wait_for, sync_block = ops.take_ticket, ops.publish, ops.wait_for, ops.sync_block
+    shared_put, shared_get = ops.shared_store_float64, ops.shared_load_float64
+    slots_bytes, ticket_at = stage_bytes(kind), (SLOTS - 1) * 8 * max(1, threads // 32)
     if written is not None:
         out_size = ops.form(written).itemsize
         write_staged, clear = build_write(ops, kind, written, True, entries)
@@ -146,9 +148,8 @@ def build(ops, kind, written=None, entries="gradient"):
                     found = as_row(record)
                     plan = of_row(i, first, last, rows.classes, found, target, shares, coefficients, scaling, results)
                 plan = announced(8, plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
-                write_staged(
-                    t, i, first, last, int64(0), rows.classes, slots, place, shares, plan, scaling
-                )  # fmt: skip
+                size = int32(rows.classes)
+                write_staged(t, i, first, last, int64(0), size, slots, place, shares, plan, scaling)
 
     @function
     def put_seven(at, a, b, c, d, e, f, g):
@@ -179,6 +180,54 @@ def build(ops, kind, written=None, entries="gradient"):
             record = sum_strip(thread(), i, s * strip_size, -1, target, rows, shares, scaling)
             if thread() == 0:
                 put_record(records + (i * rows.strips + s) * RECORD, record)
+
+    @function
+    def next_number(tickets):
+        """The block's place in the order in which blocks have begun, which is not that of their numbers."""
+        if thread() == 0:
+            shared_put(ticket_at, to_float64(take_ticket(tickets)))
+        sync_block()
+        return int64(shared_get(ticket_at))
+
+    @function
+    def meet_row(t, records, flags, strips, s, record):
+        """Leave a record for the other blocks of the row, and wait for theirs."""
+        if t == 0:
+            put_record(records + s * RECORD, record)
+            publish(flags + s * 8, 1)
+        for other in range(t, strips, threads):
+            wait_for(flags + other * 8, 1)
+        sync_block()
+
+    def shared_gradient(rows, shares, coefficients, scaling, results, records, tickets, written):
+        """As `gradient` for rows of several strips, each with a block that waits for the others of its row.
+
+        tickets: 1 + N strips int64, all 0. At most one row has begun without all of its blocks, so a GPU that can hold
+        the blocks of a row, of every kernel of this kind it runs at once, comes to an end. Not in place: the target's
+        logit is read when another block may already write.
+        """
+        number, t = next_number(tickets), thread()
+        i = number // rows.strips
+        s = number - i * rows.strips
+        start = s * strip_size
+        size = strip_of(start, rows.classes)
+        target = load_int64(rows.targets + i * 8)
+        place = written.out + (i * written.stride + start) * out_size
+        if target == IGNORED or is_bad(target, rows.classes):
+            skip(t + s, i, target, rows, results)
+            clear(t, place, size, np.nan if is_bad(target, rows.classes) else 0.0)
+        else:
+            slots = slots_of(0)
+            record = sum_strip(t, i, start, slots, target, rows, shares, scaling)
+            row_records = records + i * rows.strips * RECORD
+            meet_row(t, row_records, tickets + 8 + i * rows.strips * 8, rows.strips, s, record)
+            first, last = place_of(rows, i)
+            plan = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+            if t == 0:
+                found = fold(row_records, rows.strips, row_rate(scaling))
+                plan = of_row(i, first, last, rows.classes, found, target, shares, coefficients, scaling, results)
+            plan = announced(8, plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
+            write_staged(t, i, first, last, start, size, slots, place, shares, plan, scaling)
 
     def finish_statistics(rows, shares, scaling, results, records):
         """Records (N, strips) -> statistics; a thread for a row."""
@@ -269,7 +318,12 @@ def build(ops, kind, written=None, entries="gradient"):
         "finish_state": finish_state,
     }
     if written is not None:
-        kernels |= {"gradient": gradient, "finish_gradient": finish_gradient, "strip_entries": strip_entries}
+        kernels |= {
+            "gradient": gradient,
+            "shared_gradient": shared_gradient,
+            "finish_gradient": finish_gradient,
+            "strip_entries": strip_entries,
+        }
     return SimpleNamespace(**kernels)
 
 

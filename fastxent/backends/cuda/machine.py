@@ -62,6 +62,8 @@ class Machine:
         self._device.set_current()
         self.architecture = tuple(self._device.compute_capability)
         self.name = self._device.name
+        # blocks that wait for each other: a multiprocessor holds one at least, and two slots may be at it at once
+        self.together = self._device.properties.multiprocessor_count // 2
 
     def new_stream(self):
         """A stream of its own."""

@@ -54,6 +54,12 @@ class Runner:
                 arguments = given, shares, of_loss, scaling, results, place
                 blocks = -(-_count(rows) // kind.rows)
                 self._launch(slot, "gradient", kind, arguments, blocks, shared=shared_bytes(kind, True), **how)
+            elif given.strips <= self.machine.together:
+                blocks = _count(rows) * given.strips
+                records = slot.reserve("records", (blocks, RECORD), np.uint8)
+                tickets = slot.upload("tickets", np.zeros(1 + blocks, np.int64))
+                arguments = given, shares, of_loss, scaling, results, records, tickets, place
+                self._launch(slot, "shared_gradient", kind, arguments, blocks, shared=shared_bytes(kind, True), **how)
             else:
                 records = self._sum_strips(slot, kind, (given, shares, scaling))
                 plans = slot.reserve("plans", (_count(rows), RECORD), np.uint8)

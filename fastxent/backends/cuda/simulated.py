@@ -9,6 +9,7 @@ arrays. Shared memory starts as nonsense.
 
 import ctypes
 import functools
+import random
 import threading
 from collections import deque
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ class Machine:
     """The methods of `machine.Machine` without a GPU. Copies are immediate, and so is what a kernel does."""
 
     layout, name, architecture = SIMULATED, "simulated", (9, 0)
+    together = 4  # blocks that wait for each other; so many are on the way
 
     def __init__(self):
         self._memory = {}
@@ -68,12 +70,12 @@ class Machine:
     def wait(self, stream):
         """Nothing is on the way."""
 
-    def launch(self, stream, name, kind, arguments, blocks, written=None, entries="gradient", shared=0):
+    def launch(self, stream, name, kind, arguments, blocks, written=None, entries="gradient", shared=0, resident=None):
         """Run a kernel to its end."""
         function = compiler.function_of(OPS, compiler.Code(name, kind, written, entries, self.architecture))
         buffers = [(first, first + array.nbytes) for first, array in self._memory.items()]
         order = self._order.permutation(blocks).tolist()
-        Launch(buffers).run(function, arguments, blocks, kind.threads * kind.rows, shared, resident=4, order=order)
+        Launch(buffers).run(function, arguments, blocks, kind.threads * kind.rows, shared, resident or self.together, order)
 
 
 def _whole_words(size):
@@ -152,6 +154,7 @@ class Launch:
         self.buffers = buffers
         self.control, self.stopped = threading.Semaphore(0), False
         self.ready, self.waiting, self.idle = deque(), {}, 0
+        self._chance = random.Random(0)  # noqa: S311  threads take turns as they like on a GPU
 
     def run(self, kernel, arguments, blocks, threads, shared_bytes=0, resident=1, order=None):
         """Run the kernel to its end."""
@@ -173,6 +176,7 @@ class Launch:
     def _step(self, alive):
         if not self.ready or self.idle > 4 * len(self.ready) + 1000:
             raise SimulationError("threads wait for each other for ever")
+        self.ready.rotate(self._chance.randrange(len(self.ready)))
         thread = self.ready.popleft()
         thread.go.release()
         self.control.acquire()
