@@ -252,6 +252,9 @@ def caster(target):
         result = Lanes(target, x.count) if isinstance(x, Lanes) else target
 
         def lower(context, builder, sig, args):
+            if x == types.float64 and target == types.float32:
+                # as a plain conversion it would be made again and again where it is used, in loops too
+                return assembly(builder, ir.FloatType(), "cvt.rn.f32.f64 $0, $1;", "=f,d", args)
             if not isinstance(x, Lanes):
                 return context.cast(builder, args[0], x, target)
             return joined(builder, [context.cast(builder, v, x.element, target) for v in split(builder, args[0])])

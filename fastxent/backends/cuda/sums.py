@@ -120,7 +120,7 @@ def build_shares(ops, kind):
     @ops.function
     def masses(shares, row, k, classes):
         start = shares.probabilities + row * shares.stride * itemsize
-        q = fma(numbers(start, k, classes), to_real(shares.keep), lanes_of(shares.even))
+        q = fma(numbers(start, k, classes), to_real(shares.keep), lanes_of(to_real(shares.even)))
         return numbers(shares.weight, k, classes) * q
 
     return {"none": same, "even": same, "weights": weights, "probabilities": masses}[kind.spread]
