@@ -11,7 +11,7 @@ import pytest
 
 import fastxent
 from fastxent.backends import cuda, reference
-from fastxent.backends.cuda import compiler, run, simulated
+from fastxent.backends.cuda import compiler, kernels, run, simulated
 from fastxent.backends.cuda.stream import Slot
 from fastxent.bench.cases import AGREEMENT, SMALL_DTYPES, Case
 from fastxent.state import IGNORED, LARGEST, Coefficients, LseState, Spread
@@ -273,5 +273,5 @@ class TestSimulation:
         function = compiler.function_of
         monkeypatch.undo()
         kind = simulated.SIMULATED.kind("float32", 600, False, "none", False)
-        built = vars(run.kernels.build(simulated.OPS, kind, "float32")) | {"binary": function}
+        built = vars(kernels.build(simulated.OPS, kind, "float32")) | {"binary": function}
         assert seen == set(built)

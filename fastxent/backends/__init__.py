@@ -22,8 +22,8 @@ def available():
     Examples
     --------
     >>> from fastxent import backends
-    >>> backends.available()
-    ['cpu', 'reference']
+    >>> {"cpu", "reference"} <= set(backends.available())
+    True
     """
     return [name for name in NAMES if why_unavailable(name) is None]
 

@@ -6,6 +6,7 @@ tests.
 """
 
 import functools
+import importlib
 import os
 
 import numpy as np
@@ -105,7 +106,7 @@ def _scaling(dtype, softcap, temperature):
     real = loss_dtype(dtype).type
     cap = 0.0 if softcap is None else float(real(1.0 / softcap))
     of_logits, of_rows = rowmath.rate(real, softcap, temperature), rowmath.rate(np.float64, softcap, temperature)
-    return Scaling(*map(float, of_logits), cap, *map(float, of_rows))
+    return Scaling(*(float(number) for number in (*of_logits, cap, *of_rows)))
 
 
 def _is_simulated():
@@ -120,8 +121,5 @@ def _runner():
 def _runner_on(simulated):
     from fastxent.backends.cuda.run import Runner
 
-    if simulated:
-        from fastxent.backends.cuda.simulated import Machine
-    else:
-        from fastxent.backends.cuda.machine import Machine
-    return Runner(Machine())
+    module = importlib.import_module(f"fastxent.backends.cuda.{'simulated' if simulated else 'machine'}")
+    return Runner(module.Machine())

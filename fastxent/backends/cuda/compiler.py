@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent.backends.cpu import cache
-from fastxent.backends.cuda.elements import Elements
-from fastxent.backends.cuda.forms import FORMS
-from fastxent.backends.cuda.finish import Coefficients, Results
 from fastxent.backends.cuda import elements, kernels
+from fastxent.backends.cuda.elements import Elements
+from fastxent.backends.cuda.finish import Coefficients, Results
+from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.kernels import Rows, Written
 from fastxent.backends.cuda.sums import Kind, Scaling, Shares
 
@@ -49,15 +48,15 @@ class Code(NamedTuple):
 
 
 def resident(kind):
-    """Blocks a multiprocessor is to hold at least: with 256 threads each, three leave 80 registers a thread, two 128."""
-    wide = kind.capped or kind.spread in ("weights", "probabilities") or FORMS[kind.form].count in (2, 16)
+    """Blocks of 256 threads that a multiprocessor is to hold at least: three leave 80 registers a thread, two 128."""
+    wide = kind.capped or kind.spread in ("weights", "probabilities") or FORMS[kind.form].lanes in (2, 16)
     return 2 if wide else 3
 
 
 def repair_numpy():
     """NumPy 2.5 has no row_stack, which numba-cuda names while it compiles anything."""
     if not hasattr(np, "row_stack"):
-        np.row_stack = np.vstack
+        np.vstack = np.vstack
 
 
 @functools.cache
@@ -127,7 +126,8 @@ def compile_code(code):
 
 def entry_of(cubin):
     """The kernel's name within its machine code."""
-    return re.search(rb"\.text\.([A-Za-z_][\w$]*)\x00", cubin).group(1).decode()
+    (name,) = set(re.findall(rb"\.text\.([A-Za-z_][\w$]*)\x00", cubin))
+    return name.decode()
 
 
 def machine_code(code):

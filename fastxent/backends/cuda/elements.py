@@ -12,7 +12,7 @@ class Elements(NamedTuple):
     have the same. A target is keep y + even.
     """
 
-    count: int
+    size: int
     logits: int
     targets: int
     weight: int
@@ -31,14 +31,19 @@ def build(ops, kind):
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     exp_of_minus = rowmath.build_terms(ops, real).exp_of_minus
     loss_and_slope = rowmath.build_rows(ops).binary_loss_and_slope
-    load_one, store_one, load_float64, store_float64 = form.load_one, form.store_one, ops.load_float64, ops.store_float64
+    load_one, store_one, load_float64, store_float64 = (
+        form.load_one,
+        form.store_one,
+        ops.load_float64,
+        ops.store_float64,
+    )
     to_float64, to_real, block, thread, int64 = ops.to_float64, form.to_real, ops.block, ops.thread, ops.int64
     itemsize, threads, zero = form.itemsize, kind.threads * kind.rows, real.type(0)
 
     def binary(elements, losses, gradient):
         """(n,) logits and targets -> losses (n,) float64, and the gradient unless its address is 0."""
         i = int64(block()) * threads + thread()
-        if i < elements.count:
+        if i < elements.size:
             x = load_one(elements.logits + i * itemsize)
             y = to_float64(load_one(elements.targets + i * itemsize)) * elements.keep + elements.even
             q = to_float64(exp_of_minus(zero - x if x < zero else x))

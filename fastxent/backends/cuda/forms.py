@@ -7,11 +7,11 @@ import numpy as np
 
 
 class Form(NamedTuple):
-    """``count`` numbers of ``dtype``, ``itemsize`` bytes each, make 16 bytes; ``real`` is computed with."""
+    """``lanes`` numbers of ``dtype``, ``itemsize`` bytes each, make 16 bytes; ``real`` is computed with."""
 
     dtype: np.dtype
     itemsize: int
-    count: int
+    lanes: int
     real: type
 
 

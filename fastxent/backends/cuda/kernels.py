@@ -46,7 +46,13 @@ def build(ops, kind, written=None, entries="gradient"):
     """The kernels of a kind, by name; ``written`` is the format of the output, None where nothing is written."""
     form = ops.form(kind.form)
     sums, load, row_algebra = build_sums(ops, kind), build_loads(ops, form), rowmath.build_rows(ops)
-    join, add_gap, decode, lane, to_float64 = row_algebra.join, row_algebra.add_gap, form.decode, ops.lane, ops.to_float64
+    join, add_gap, decode, lane, to_float64 = (
+        row_algebra.join,
+        row_algebra.add_gap,
+        form.decode,
+        ops.lane,
+        ops.to_float64,
+    )
     finish, fold = build_finish(ops, kind), build_fold(ops, kind)
     thread_sums, group_sums, announced = sums.thread_sums, sums.group_sums, build_group(ops, kind.threads).announced
     ignore, plain, of_row = finish.ignore, finish.plain, getattr(finish, entries)
@@ -309,7 +315,9 @@ def build(ops, kind, written=None, entries="gradient"):
         if i < rows.rows:
             target = load_int64(rows.targets + i * 8)
             if target != IGNORED:
-                add_to_state(i, target, rows, shares, row_rate(scaling), records + i * rows.strips * RECORD, columns + i * 72)
+                add_to_state(
+                    i, target, rows, shares, row_rate(scaling), records + i * rows.strips * RECORD, columns + i * 72
+                )
 
     kernels = {
         "statistics": statistics,
@@ -329,7 +337,7 @@ def build(ops, kind, written=None, entries="gradient"):
 
 def stage_bytes(kind):
     """Shared memory for the words of a strip, and one at each end."""
-    return (-(-kind.strip // FORMS[kind.form].count) + 2) * 16
+    return (-(-kind.strip // FORMS[kind.form].lanes) + 2) * 16
 
 
 def shared_bytes(kind, staged):

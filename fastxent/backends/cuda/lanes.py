@@ -107,8 +107,8 @@ for _symbol, _sign in (
     _define(
         _symbol,
         lambda like: Lanes(types.boolean, like.count),
-        lambda builder, is_float, s=_sign: lambda a, b: (
-            builder.fcmp_ordered(s, a, b) if is_float else builder.icmp_signed(s, a, b)
+        lambda builder, is_float, s=_sign: (
+            lambda a, b: builder.fcmp_ordered(s, a, b) if is_float else builder.icmp_signed(s, a, b)
         ),
     )
 

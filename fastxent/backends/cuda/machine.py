@@ -118,7 +118,7 @@ class Machine:
         kernel = self._kernel(name, kind, written, entries)
         launch(stream, _configuration(blocks, kind.threads * kind.rows, shared), kernel, *_flat(arguments))
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019  there is one machine, and it stays
+    @functools.cache  # noqa: B019  there is one machine, and it stays
     def _kernel(self, name, kind, written, entries):
         from cuda.bindings import driver
         from cuda.core import ObjectCode

@@ -16,10 +16,10 @@ from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 from fastxent.backends.cuda import lanes
+from fastxent.backends.cuda.codecs import WORD, codec
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.lanes import INT32, Lanes, assembly, caster, filler, joined, split
 
-WORD = Lanes(types.int32, 4)
 _WORD = ir.VectorType(INT32, 4)
 _INT16, _INT64, _HALF = ir.IntType(16), ir.IntType(64), ir.HalfType()
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -212,15 +212,13 @@ _PART = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}
 
 
 def _store_some(itemsize):
-    """``store_some(address, word, first, stop)``: the numbers of a word from ``first`` to ``stop`` alone, one by one."""
+    """``store_some(address, word, first, stop)``: numbers ``first`` to ``stop`` of a word alone, one by one."""
     kind, letter = (_INT64, "l") if itemsize == 8 else (INT32, "r")
     suffix = _PART[itemsize]
     each = ir.VectorType(kind, 2 if itemsize == 8 else 4)
 
     def chosen(builder, k, first, stop):
-        inside = builder.and_(
-            builder.icmp_signed(">=", INT32(k), first), builder.icmp_signed("<", INT32(k), stop)
-        )
+        inside = builder.and_(builder.icmp_signed(">=", INT32(k), first), builder.icmp_signed("<", INT32(k), stop))
         return builder.zext(inside, INT32)
 
     @intrinsic
@@ -247,98 +245,7 @@ def _unpacked(builder, words, itemsize):
     if each <= 1:
         return words
     mask = INT32((1 << (8 * itemsize)) - 1)
-    return [
-        builder.and_(builder.lshr(word, INT32(8 * itemsize * k)), mask) for word in words for k in range(each)
-    ]
-
-
-def _floats_of_halves(builder, word):
-    pair = builder.bitcast(word, ir.VectorType(_HALF, 2))
-    return [builder.fpext(value, _FLOAT) for value in split(builder, pair)]
-
-
-def _decode_float32(builder, word):
-    return [builder.bitcast(word, _FLOAT)]
-
-
-def _decode_bfloat16(builder, word):
-    high = builder.and_(word, INT32(0xFFFF0000))
-    return [builder.bitcast(builder.shl(word, INT32(16)), _FLOAT), builder.bitcast(high, _FLOAT)]
-
-
-def _decode_float8_e5m2(builder, word):
-    """Each is the upper half of a float16."""
-    low = builder.or_(
-        builder.shl(builder.and_(word, INT32(0xFF)), INT32(8)), builder.shl(builder.and_(word, INT32(0xFF00)), INT32(16))
-    )
-    high = builder.or_(
-        builder.and_(builder.lshr(word, INT32(8)), INT32(0xFF00)), builder.and_(word, INT32(0xFF000000))
-    )
-    return _floats_of_halves(builder, low) + _floats_of_halves(builder, high)
-
-
-def _decode_float8_e4m3fn(builder, word):
-    """A float16 whose exponent is 8 too small; all ones is NaN, there is no infinity."""
-    values = []
-    for k in range(4):
-        code = builder.and_(builder.lshr(word, INT32(8 * k)), INT32(0xFF))
-        magnitude = builder.and_(code, INT32(0x7F))
-        sign = builder.shl(builder.and_(code, INT32(0x80)), INT32(8))
-        half = builder.trunc(builder.or_(sign, builder.shl(magnitude, INT32(7))), _INT16)
-        number = builder.fmul(builder.fpext(builder.bitcast(half, _HALF), _FLOAT), ir.Constant(_FLOAT, 256.0))
-        is_nan = builder.icmp_signed("==", magnitude, INT32(0x7F))
-        values.append(builder.select(is_nan, ir.Constant(_FLOAT, float("nan")), number))
-    return values
-
-
-def _encode_pairs(name):
-    text = f"cvt.rn.{name}x2.f32 $0, $1, $2;"
-
-    def encode(builder, numbers):
-        pairs = zip(numbers[1::2], numbers[::2], strict=True)
-        return [assembly(builder, INT32, text, "=r,f,f", [high, low]) for high, low in pairs]
-
-    return encode
-
-
-def _bitcasts(builder, numbers):
-    return [builder.bitcast(number, INT32) for number in numbers]
-
-
-_DECODE = {
-    "float32": _decode_float32,
-    "bfloat16": _decode_bfloat16,
-    "float16": _floats_of_halves,
-    "float8_e4m3fn": _decode_float8_e4m3fn,
-    "float8_e5m2": _decode_float8_e5m2,
-}
-_ENCODE = {"float32": _bitcasts, "bfloat16": _encode_pairs("bf16"), "float16": _encode_pairs("f16")}
-
-
-def _codec(name):
-    """``decode`` and ``encode`` of a format: a word as numbers of the kind that is computed with, and back."""
-    real = types.float64 if name == "float64" else types.float32
-    numbers = Lanes(real, FORMS[name].count)
-
-    @intrinsic
-    def decode(typing, word):
-        def lower(context, builder, sig, args):
-            if name == "float64":
-                return builder.bitcast(args[0], ir.VectorType(_DOUBLE, 2))
-            return joined(builder, [value for w in split(builder, args[0]) for value in _DECODE[name](builder, w)])
-
-        return numbers(word), lower
-
-    @intrinsic
-    def encode(typing, x):
-        def lower(context, builder, sig, args):
-            if name == "float64":
-                return builder.bitcast(args[0], _WORD)
-            return joined(builder, _ENCODE[name](builder, split(builder, args[0])))
-
-        return WORD(x), lower
-
-    return decode, encode
+    return [builder.and_(builder.lshr(word, INT32(8 * itemsize * k)), mask) for word in words for k in range(each)]
 
 
 @functools.cache
@@ -346,13 +253,13 @@ def form(name):
     """What a kernel knows of the number format ``name``."""
     about = FORMS[name]
     real = types.float64 if about.real is np.float64 else types.float32
-    decode, encode = _codec(name)
+    decode, encode = codec(name)
     load_one, store_one = load_float64, store_float64
     if real is types.float32:
         load_one, store_one = _access(real, _FLOAT, _pointer, 4)
     return SimpleNamespace(
         itemsize=about.itemsize,
-        count=about.count,
+        count=about.lanes,
         real=about.real,
         decode=decode,
         encode=encode,
@@ -360,7 +267,7 @@ def form(name):
         store_one=store_one,
         store_some=_store_some(about.itemsize),
         realigned=_parts_of_words if about.itemsize < 4 else _whole_words,
-        lanes_of=filler(real, about.count),
+        lanes_of=filler(real, about.lanes),
         to_real=caster(real),
     )
 

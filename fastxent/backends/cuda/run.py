@@ -3,10 +3,8 @@
 import numpy as np
 
 from fastxent.backends.cuda.elements import Elements
-from fastxent.backends.cuda.finish import RECORD
+from fastxent.backends.cuda.finish import RECORD, Results
 from fastxent.backends.cuda.finish import Coefficients as CoefficientAddresses
-from fastxent.backends.cuda.finish import Results
-from fastxent.backends.cuda import kernels
 from fastxent.backends.cuda.kernels import Rows, Written, shared_bytes
 from fastxent.backends.cuda.stream import Slot, in_turn
 from fastxent.backends.cuda.sums import Shares
@@ -51,9 +49,8 @@ class Runner:
             stride = _padded(logits.shape[1], written)
             place = Written(slot.reserve("written", (_count(rows), stride), written), stride)
             if given.strips == 1:
-                arguments = given, shares, of_loss, scaling, results, place
-                blocks = -(-_count(rows) // kind.rows)
-                self._launch(slot, "gradient", kind, arguments, blocks, shared=shared_bytes(kind, True), **how)
+                blocks, whole = -(-_count(rows) // kind.rows), (given, shares, of_loss, scaling, results, place)
+                self._launch(slot, "gradient", kind, whole, blocks, shared=shared_bytes(kind, True), **how)
             elif given.strips <= self.machine.together:
                 blocks = _count(rows) * given.strips
                 records = slot.reserve("records", (blocks, RECORD), np.uint8)
@@ -133,7 +130,9 @@ class Runner:
         live = targets[targets != IGNORED]
         largest = bool((live == LARGEST).any())
         if largest and not (live == LARGEST).all():
-            raise NotImplementedError("the cuda backend takes rows with a target and rows without one in separate calls")
+            raise NotImplementedError(
+                "the cuda backend takes rows with a target and rows without one in separate calls"
+            )
         name = "none"
         if spread is not None:
             name = "probabilities" if spread.keep else "weights" if spread.weight.size > 1 else "even"

@@ -7,11 +7,8 @@ what is loaded there, a shuffle that not all threads of a warp take part in, thr
 arrays. Shared memory starts as nonsense.
 """
 
-import ctypes
 import functools
-import random
 import threading
-from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,10 +16,9 @@ import numpy as np
 from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.layout import SIMULATED
+from fastxent.backends.cuda.scheduler import NONSENSE, WARP, Launch, SimulationError
 from fastxent.rowmath import NumpyOps
 
-WARP = 32
-_NONSENSE = 0xFB  # a NaN of no use in float32, bfloat16 and float16, and a number nobody expects in the others
 _EX2_UNITS = 2  # last places that the CUDA C++ programming guide allows exp2f, which is ex2.approx
 
 
@@ -57,7 +53,7 @@ class Machine:
 
     def spoil(self, array, address):
         """What a kernel is to fill holds nonsense before."""
-        self._memory[address][:] = _NONSENSE
+        self._memory[address][:] = NONSENSE
 
     def copy_to_device(self, stream, array, address):
         """From an array."""
@@ -74,8 +70,10 @@ class Machine:
         """Run a kernel to its end."""
         function = compiler.function_of(OPS, compiler.Code(name, kind, written, entries, self.architecture))
         buffers = [(first, first + array.nbytes) for first, array in self._memory.items()]
-        order = self._order.permutation(blocks).tolist()
-        Launch(buffers).run(function, arguments, blocks, kind.threads * kind.rows, shared, resident or self.together, order)
+        order, resident = self._order.permutation(blocks).tolist(), resident or self.together
+        Launch(buffers).run(
+            function, arguments, blocks, kind.threads * kind.rows, shared, resident or self.together, order
+        )
 
 
 def _whole_words(size):
@@ -84,143 +82,9 @@ def _whole_words(size):
 
 
 def _aligned(size):
-    room = np.full(size + 16, _NONSENSE, np.uint8)
+    room = np.full(size + 16, NONSENSE, np.uint8)
     start = -room.ctypes.data % 16
     return room[start : start + size]
-
-
-class SimulationError(RuntimeError):
-    """What a kernel must not do."""
-
-
-class _Meeting:
-    """Threads that wait for each other: a block or a warp."""
-
-    def __init__(self, size):
-        self.size, self.arrived = size, {}
-
-
-class _Block:
-    def __init__(self, number, threads, shared_bytes):
-        self.number = number
-        self.shared = np.full(shared_bytes, _NONSENSE, np.uint8)
-        self.everyone = _Meeting(threads)
-        self.warps = [_Meeting(min(WARP, threads - start)) for start in range(0, threads, WARP)]
-
-
-class _Thread(threading.Thread):
-    def __init__(self, launch, block, index, body):
-        super().__init__(daemon=True)
-        self.launch, self.block, self.index, self.body = launch, block, index, body
-        self.warp = block.warps[index // WARP]
-        self.go = threading.Semaphore(0)
-        self.failure, self.finished, self.found = None, False, None
-
-    def run(self):
-        self.go.acquire()
-        try:
-            with np.errstate(all="ignore"):
-                self.body()
-        except BaseException as failure:
-            self.failure = failure
-        self.finished = True
-        self.launch.control.release()
-
-    def pause(self):
-        """Let others run until the launch comes back to this thread."""
-        self.launch.control.release()
-        self.go.acquire()
-        if self.launch.stopped:
-            raise SystemExit
-
-    def meet(self, meeting, value=None):
-        """Wait until all have come; what each brought, by thread."""
-        meeting.arrived[self.index] = value
-        if len(meeting.arrived) == meeting.size:
-            self.launch.release(meeting)
-        else:
-            self.launch.waiting[self] = meeting
-            self.pause()
-        return self.found
-
-
-class Launch:
-    """One kernel on a grid of ``blocks`` blocks of ``threads`` threads, ``resident`` of them at a time.
-
-    ``order`` permutes the blocks, as a GPU may.
-    """
-
-    def __init__(self, buffers):
-        self.buffers = buffers
-        self.control, self.stopped = threading.Semaphore(0), False
-        self.ready, self.waiting, self.idle = deque(), {}, 0
-        self._chance = random.Random(0)  # noqa: S311  threads take turns as they like on a GPU
-
-    def run(self, kernel, arguments, blocks, threads, shared_bytes=0, resident=1, order=None):
-        """Run the kernel to its end."""
-        queue = deque(range(blocks) if order is None else order)
-        alive = {}
-        try:
-            while queue or alive:
-                while queue and len(alive) < resident:
-                    block = _Block(queue.popleft(), threads, shared_bytes)
-                    alive[block] = threads
-                    for index in range(threads):
-                        thread = _Thread(self, block, index, functools.partial(kernel, *arguments))
-                        thread.start()
-                        self.ready.append(thread)
-                self._step(alive)
-        finally:
-            self._stop()
-
-    def _step(self, alive):
-        if not self.ready or self.idle > 4 * len(self.ready) + 1000:
-            raise SimulationError("threads wait for each other for ever")
-        self.ready.rotate(self._chance.randrange(len(self.ready)))
-        thread = self.ready.popleft()
-        thread.go.release()
-        self.control.acquire()
-        if thread.failure is not None:
-            raise thread.failure
-        if thread.finished:
-            self._leave(thread, alive)
-
-    def _leave(self, thread, alive):
-        self.idle = 0
-        meeting = thread.block.everyone
-        meeting.size -= 1
-        if meeting.size and len(meeting.arrived) == meeting.size:
-            self.release(meeting)
-        if thread.warp.arrived:
-            raise SimulationError("a thread has ended while its warp waits for it")
-        thread.warp.size -= 1
-        alive[thread.block] -= 1
-        if not alive[thread.block]:
-            del alive[thread.block]
-
-    def release(self, meeting):
-        """Let all go on who have come to a meeting."""
-        found, meeting.arrived = meeting.arrived, {}
-        self.idle = 0
-        for thread in [thread for thread, where in self.waiting.items() if where is meeting]:
-            del self.waiting[thread]
-            thread.found = found
-            self.ready.append(thread)
-        _me().found = found
-
-    def _stop(self):
-        self.stopped = True
-        for thread in [*self.ready, *self.waiting]:
-            thread.go.release()
-
-    def memory(self, address, size):
-        """The bytes at an address, checked."""
-        address = int(address)
-        if address % min(size, 16):
-            raise SimulationError(f"{size} bytes are taken from {address:#x}, which is no multiple of that")
-        if not any(first <= address and address + size <= last for first, last in self.buffers):
-            raise SimulationError(f"{size} bytes at {address:#x} lie outside every buffer of the launch")
-        return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)
 
 
 def _me():
@@ -348,13 +212,13 @@ def form(name):
     load_one, store_one = _of_memory(about.real)
 
     def store_some(address, word, first, stop):
-        for k in range(max(0, int(first)), min(about.count, int(stop))):
+        for k in range(max(0, int(first)), min(about.lanes, int(stop))):
             place = slice(k * about.itemsize, (k + 1) * about.itemsize)
             _me().launch.memory(address + k * about.itemsize, about.itemsize)[:] = word.view(np.uint8)[place]
 
     return SimpleNamespace(
         itemsize=about.itemsize,
-        count=about.count,
+        count=about.lanes,
         real=about.real,
         decode=lambda word: word.view(about.dtype).astype(about.real),
         encode=lambda x: x.astype(about.dtype).view(np.int32),
@@ -362,7 +226,7 @@ def form(name):
         store_one=store_one,
         store_some=store_some,
         realigned=_realigned,
-        lanes_of=lambda value: np.full(about.count, value, about.real),
+        lanes_of=lambda value: np.full(about.lanes, value, about.real),
         to_real=lambda x: np.asarray(x).astype(about.real)[()],
     )
 
