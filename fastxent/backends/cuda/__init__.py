@@ -5,23 +5,17 @@ chosen for them by itself. With FASTXENT_CUDA_SIMULATED=1 in the environment the
 tests.
 """
 
-import functools
-import importlib
-import os
-
 import numpy as np
 
-from fastxent import rowmath
-from fastxent.checks import loss_dtype
+from fastxent.backends.cuda.run import is_simulated, runner, scaling_of
 from fastxent.state import ABSENT, IGNORED, LARGEST, Coefficients, LseState, Statistics
 
-_FIELDS = Statistics.__slots__
 _NOUGHT = np.zeros(1)
 
 
 def why_unavailable():
     """Why no GPU can be used here, in a sentence; None when one can."""
-    if _is_simulated():
+    if is_simulated():
         return None
     from fastxent.backends.cuda import machine
 
@@ -33,14 +27,14 @@ def describe():
     reason = why_unavailable()
     if reason is not None:
         return {}
-    machine = _runner().machine
+    machine = runner().machine
     return {"GPU": f"{machine.name}, compute capability {machine.architecture[0]}.{machine.architecture[1]}"}
 
 
 def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, wanted=()):
     """See `fastxent.backends.reference.statistics`."""
     result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
-    _runner().statistics(logits, targets, spread, _scaling(logits.dtype, softcap, temperature), result)
+    runner().statistics(logits, targets, spread, scaling_of(logits.dtype, softcap, temperature), result)
     return result
 
 
@@ -49,8 +43,8 @@ def statistics_and_gradient(
 ):
     """See `fastxent.backends.reference.statistics_and_gradient`."""
     result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
-    scaling = _scaling(logits.dtype, softcap, temperature)
-    _runner().entries(logits, targets, coefficients, spread, scaling, result, out, "gradient")
+    scaling = scaling_of(logits.dtype, softcap, temperature)
+    runner().entries(logits, targets, coefficients, spread, scaling, result, out, "gradient")
     return result
 
 
@@ -59,7 +53,7 @@ def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
     columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
     here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
     local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
-    _runner().accumulate(logits, local, spread, _scaling(logits.dtype, None, 1.0), columns)
+    runner().accumulate(logits, local, spread, scaling_of(logits.dtype, None, 1.0), columns)
     return LseState(columns)
 
 
@@ -88,38 +82,11 @@ def softmax(logits, out, *, temperature=1.0):
 def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losses, gradient):
     """See `fastxent.backends.reference.binary`."""
     keep, even = 1.0 - label_smoothing, 0.5 * label_smoothing
-    _runner().binary(logits, targets, weight, pos_weight, keep, even, upstream, losses, gradient)
+    runner().binary(logits, targets, weight, pos_weight, keep, even, upstream, losses, gradient)
 
 
 def _of_largest(logits, out, extra, temperature, entries):
     coefficients = Coefficients(hit=_NOUGHT, smooth=_NOUGHT, extra=extra, square=_NOUGHT)
     result, targets = Statistics.allocate(len(logits), ()), np.full(len(logits), LARGEST)
-    scaling = _scaling(logits.dtype, None, temperature)
-    _runner().entries(logits, targets, coefficients, None, scaling, result, out, entries)
-
-
-@functools.lru_cache
-def _scaling(dtype, softcap, temperature):
-    """Plain numbers: a launch takes no others."""
-    from fastxent.backends.cuda.sums import Scaling
-
-    real = loss_dtype(dtype).type
-    cap = 0.0 if softcap is None else float(real(1.0 / softcap))
-    of_logits, of_rows = rowmath.rate(real, softcap, temperature), rowmath.rate(np.float64, softcap, temperature)
-    return Scaling(*(float(number) for number in (*of_logits, cap, *of_rows)))
-
-
-def _is_simulated():
-    return os.environ.get("FASTXENT_CUDA_SIMULATED") == "1"
-
-
-def _runner():
-    return _runner_on(_is_simulated())
-
-
-@functools.cache
-def _runner_on(simulated):
-    from fastxent.backends.cuda.run import Runner
-
-    module = importlib.import_module(f"fastxent.backends.cuda.{'simulated' if simulated else 'machine'}")
-    return Runner(module.Machine())
+    scaling = scaling_of(logits.dtype, None, temperature)
+    runner().entries(logits, targets, coefficients, None, scaling, result, out, entries)

@@ -95,6 +95,18 @@ class Machine:
         _checked(driver.cuMemFreeHost(array.ctypes.data))
         _checked(driver.cuMemFree(address))
 
+    def reserve(self, size):
+        """So many bytes of the device's memory alone."""
+        from cuda.bindings import driver
+
+        return int(_checked(driver.cuMemAlloc(size)))
+
+    def unreserve(self, address):
+        """Give them back; nothing may be on the way."""
+        from cuda.bindings import driver
+
+        _checked(driver.cuMemFree(address))
+
     def copy_to_device(self, stream, array, address):
         """Copy a contiguous array, some time."""
         from cuda.bindings import driver
@@ -106,6 +118,32 @@ class Machine:
         from cuda.bindings import driver
 
         _checked(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, int(stream.handle)))
+
+    def clear(self, stream, array, address):
+        """Zeros on the device in place of what an array there was to hold, some time."""
+        from cuda.bindings import driver
+
+        _checked(driver.cuMemsetD8Async(address, 0, array.nbytes, int(stream.handle)))
+
+    def copy(self, stream, source, target, size):
+        """Copy bytes from the device's memory to itself, some time."""
+        from cuda.bindings import driver
+
+        _checked(driver.cuMemcpyDtoDAsync(target, source, size, int(stream.handle)))
+
+    def seconds(self, stream, body):
+        """How long the stream is busy with what ``body`` asks of it."""
+        from cuda.bindings import driver
+
+        first, last = _checked(driver.cuEventCreate(0)), _checked(driver.cuEventCreate(0))
+        _checked(driver.cuEventRecord(first, int(stream.handle)))
+        body()
+        _checked(driver.cuEventRecord(last, int(stream.handle)))
+        _checked(driver.cuEventSynchronize(last))
+        elapsed = _checked(driver.cuEventElapsedTime(first, last)) * 1e-3
+        for event in (first, last):
+            _checked(driver.cuEventDestroy(event))
+        return elapsed
 
     def wait(self, stream):
         """Wait for all that was asked of a stream."""
@@ -153,9 +191,3 @@ def _flat(arguments):
             yield from argument
         else:
             yield argument
-
-
-@functools.cache
-def the():
-    """The machine of this process."""
-    return Machine()

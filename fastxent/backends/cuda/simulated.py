@@ -9,6 +9,7 @@ arrays. Shared memory starts as nonsense.
 
 import functools
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,6 +56,16 @@ class Machine:
         """What a kernel is to fill holds nonsense before."""
         self._memory[address][:] = NONSENSE
 
+    def reserve(self, size):
+        """So many bytes."""
+        memory = _aligned(_whole_words(size))
+        self._memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def unreserve(self, address):
+        """Forget them."""
+        del self._memory[address]
+
     def copy_to_device(self, stream, array, address):
         """From an array."""
         self._memory[address][: array.nbytes] = array.reshape(-1).view(np.uint8)
@@ -62,6 +73,25 @@ class Machine:
     def copy_to_host(self, stream, array, address):
         """To an array."""
         array.reshape(-1).view(np.uint8)[:] = self._memory[address][: array.nbytes]
+
+    def clear(self, stream, array, address):
+        """Zeros."""
+        self._memory[address][: array.nbytes] = 0
+
+    def copy(self, stream, source, target, size):
+        """At once."""
+        self._bytes(target, size)[:] = self._bytes(source, size)
+
+    def _bytes(self, address, size):
+        """Some of a piece of memory, from any address within."""
+        (piece,) = (memory for first, memory in self._memory.items() if first <= address < first + memory.nbytes)
+        return piece[address - piece.ctypes.data :][:size]
+
+    def seconds(self, stream, body):
+        """Of the simulation: a number to test with, and no more."""
+        start = time.perf_counter()
+        body()
+        return time.perf_counter() - start
 
     def wait(self, stream):
         """Nothing is on the way."""

@@ -51,11 +51,23 @@ class Slot:
         self.machine.spoil(array, address)
         return address
 
+    def zeros(self, name, count):
+        """The address of so many int64 that are 0."""
+        array, address = self.piece(name, (count,), np.int64)
+        self.machine.clear(self.stream, array, address)
+        return address
+
     def download(self, name, shape, dtype):
         """An array on the host that a piece of the device is copied to."""
         array, address = self.piece(name, shape, dtype)
         self.machine.copy_to_host(self.stream, array, address)
         return array
+
+    def release(self):
+        """Give all memory back; nothing may be on the way."""
+        for piece in self._pieces.values():
+            self.machine.release(*piece)
+        self._pieces.clear()
 
     def then(self, harvest):
         """What to do with what has been downloaded, once it is there."""
