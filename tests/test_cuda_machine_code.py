@@ -32,6 +32,7 @@ COMMON = (
     code("gradient", "float32", written="float32"),
     code("gradient", "bfloat16", written="bfloat16"),
     code("gradient", "bfloat16", FEW, written="bfloat16"),
+    code("shared_gradient", "bfloat16", written="bfloat16"),
     code("strip_sums", "bfloat16", spread="even"),
     code("strip_entries", "float32", written="float32", largest=True, entries="log_softmax"),
     code("gradient", "bfloat16", written="bfloat16", capped=True, spread="weights"),
@@ -42,7 +43,7 @@ def everything():
     """Every kernel in every format, with each option."""
     for form, about in forms.FORMS.items():
         own = "float64" if form == "float64" else "float32"
-        for written in {own, form} if about.itemsize > 1 else {own}:
+        for written in dict.fromkeys((own, form)) if about.itemsize > 1 else (own,):
             for classes in (VOCABULARY, FEW):
                 yield code("gradient", form, classes, written=written)
                 yield code("gradient", form, classes, written=written, entries="log_softmax", largest=True)
@@ -54,7 +55,7 @@ def everything():
                         yield code("gradient", form, classes, **how)
             for name in ("strip_sums", "finish_statistics", "finish_state"):
                 yield code(name, form)
-            for name in ("finish_gradient", "strip_entries"):
+            for name in ("finish_gradient", "strip_entries", "shared_gradient"):
                 yield code(name, form, written=written)
         if form == own:
             yield code("binary", form)
@@ -79,12 +80,12 @@ def check(asked, folder):
     names = found.names()
     assert not [name for name in names if re.match(r"LDL|STL", name)]
     assert found.registers <= BUDGETS[compiler.resident(asked.kind)]
-    reading = asked.name in ("statistics", "gradient", "strip_sums", "strip_entries")
+    reading = asked.name in ("statistics", "gradient", "strip_sums", "strip_entries", "shared_gradient")
     over_logits = [loop for loop in found.loops() if any(re.match(r"(LDG|LDS|STG|STS).*\.128", name) for name in loop)]
     if reading:
         assert any(re.match(r"LDG.*\.128", name) for name in names)
         assert over_logits
-    if asked.name in ("gradient", "strip_entries"):
+    if asked.name in ("gradient", "strip_entries", "shared_gradient"):
         assert any(re.match(r"STG.*\.128", name) for name in names)
         assert any(re.match(r"STG.*\.128", name) for loop in over_logits for name in loop)
     if asked.kind.form != "float64":

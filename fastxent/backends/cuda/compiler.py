@@ -49,8 +49,8 @@ class Code(NamedTuple):
 
 def resident(kind):
     """Blocks of 256 threads that a multiprocessor is to hold at least: three leave 80 registers a thread, two 128."""
-    wide = kind.capped or kind.spread in ("weights", "probabilities") or FORMS[kind.form].lanes in (2, 16)
-    return 2 if wide else 3
+    plain = not kind.capped and FORMS[kind.form].lanes in (4, 8)
+    return 3 if plain and (kind.spread == "none" or kind.spread == "even" and kind.form == "float32") else 2
 
 
 def repair_numpy():

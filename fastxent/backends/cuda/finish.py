@@ -83,7 +83,7 @@ def build_finish(ops, kind):
     nll_of, excess, whole_gap, with_target = rows.nll, rows.excess, rows.whole_gap, rows.with_target
     lse_of, at_target, power_of_two, lift = rows.lse, rows.at_target, rows.power_of_two, rowmath.LIFT
     load, share_of = build_loads(ops, form), build_shares(ops, kind)
-    decode, to_real, lane = form.decode, form.to_real, ops.lane
+    decode, from_bits, lane = form.decode, form.from_bits, ops.lane
     load_float64, store_float64, to_float64, int64 = ops.load_float64, ops.store_float64, ops.to_float64, ops.int64
     capped, largest, spread = kind.capped, kind.largest, kind.spread != "none"
     itemsize, function = form.itemsize, ops.function
@@ -113,7 +113,7 @@ def build_finish(ops, kind):
         """The logit of class ``k`` and its slope."""
         x = lane(decode(load(first + k * itemsize, first, last)), 0)
         if capped:
-            value, slope = tanh_parts(x * to_real(scaling.cap))
+            value, slope = tanh_parts(x * from_bits(scaling.cap))
             return to_float64(value), to_float64(slope)
         return to_float64(x), 1.0
 

@@ -54,10 +54,15 @@ def build(ops, kind, written=None, entries="gradient"):
         ops.to_float64,
     )
     finish, fold = build_finish(ops, kind), build_fold(ops, kind)
-    thread_sums, group_sums, announced = sums.thread_sums, sums.group_sums, build_group(ops, kind.threads).announced
+    thread_sums, group_sums, rate_of, announced = (
+        sums.thread_sums,
+        sums.group_sums,
+        sums.rate_of,
+        build_group(ops, kind.threads).announced,
+    )
     ignore, plain, of_row = finish.ignore, finish.plain, getattr(finish, entries)
     load_int64, load_float64, store_float64 = ops.load_int64, ops.load_float64, ops.store_float64
-    raise_flag, thread, block, to_real = ops.raise_flag, ops.thread, ops.block, form.to_real
+    raise_flag, thread, block = ops.raise_flag, ops.thread, ops.block
     itemsize, threads, per_block, strip_size = form.itemsize, kind.threads, kind.rows, kind.strip
     largest, function, int32, int64 = kind.largest, ops.function, ops.int32, ops.int64
     take_ticket, publish, wait_for, sync_block = ops.take_ticket, ops.publish, ops.wait_for, ops.sync_block
@@ -67,10 +72,6 @@ def build(ops, kind, written=None, entries="gradient"):
         out_size = ops.form(written).itemsize
         write_staged, clear = build_write(ops, kind, written, True, entries)
         write_again, _ = build_write(ops, kind, written, False, entries)
-
-    @function
-    def rate_of(scaling):
-        return to_real(scaling.high), to_real(scaling.low), to_real(scaling.nats)
 
     @function
     def row_rate(scaling):

@@ -25,8 +25,8 @@ def why_unavailable():
 
     try:
         (error,) = driver.cuInit(0)
-    except RuntimeError as missing:  # the library itself is not there
-        return f"there is no NVIDIA driver: {str(missing).splitlines()[0]}"
+    except RuntimeError:  # the library itself is not there
+        return "there is no NVIDIA driver on this machine"
     if error != driver.CUresult.CUDA_SUCCESS:
         return f"the NVIDIA driver finds no GPU it can use ({error.name})"
     _, count = driver.cuDeviceGetCount()

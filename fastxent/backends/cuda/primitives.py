@@ -248,6 +248,21 @@ def _unpacked(builder, words, itemsize):
     return [builder.and_(builder.lshr(word, INT32(8 * itemsize * k)), mask) for word in words for k in range(each)]
 
 
+def _from_bits(real):
+    """An intrinsic that takes a number out of the low bits of an int64."""
+    kind, integer = (_DOUBLE, _INT64) if real is types.float64 else (_FLOAT, INT32)
+
+    @intrinsic
+    def number(typing, bits):
+        def lower(context, builder, sig, args):
+            low = args[0] if integer is _INT64 else builder.trunc(args[0], integer)
+            return builder.bitcast(low, kind)
+
+        return real(bits), lower
+
+    return number
+
+
 @functools.cache
 def form(name):
     """What a kernel knows of the number format ``name``."""
@@ -269,6 +284,7 @@ def form(name):
         realigned=_parts_of_words if about.itemsize < 4 else _whole_words,
         lanes_of=filler(real, about.lanes),
         to_real=caster(real),
+        from_bits=_from_bits(real),
     )
 
 

@@ -149,10 +149,14 @@ def _runner_on(module):
 @functools.lru_cache
 def scaling_of(dtype, softcap, temperature):
     """Plain numbers: a launch takes no others."""
-    real = loss_dtype(dtype).type
-    cap = 0.0 if softcap is None else float(real(1.0 / softcap))
-    of_logits, of_rows = rowmath.rate(real, softcap, temperature), rowmath.rate(np.float64, softcap, temperature)
-    return Scaling(*(float(number) for number in (*of_logits, cap, *of_rows)))
+    real = loss_dtype(dtype)
+    cap = 0.0 if softcap is None else 1.0 / softcap
+    of_logits, of_rows = rowmath.rate(real.type, softcap, temperature), rowmath.rate(np.float64, softcap, temperature)
+    return Scaling(*(_bits_of(number, real) for number in (*of_logits, cap)), *map(float, of_rows))
+
+
+def _bits_of(number, real):
+    return int(np.array(number, real).view(f"i{real.itemsize}"))
 
 
 def kind_of(machine, dtype, classes, targets, scaling, spread, mergeable=False):
@@ -204,15 +208,15 @@ def _padded(classes, dtype):
 def shares_of(slot, rows, spread, kind, real, classes):
     """Shares of some rows; weights are divided by a power of two: those beyond float32 would not fit."""
     if spread is None:
-        return Shares(0, 0, 0, 0.0, 1.0, 1.0)
+        return Shares(0, 0, 0, 0, 0, 1.0)
     if kind.spread == "even":
-        return Shares(0, 0, 0, 0.0, 1.0, float(spread.weight[0]))
+        return Shares(0, 0, 0, 0, 0, float(spread.weight[0]))
     scale = 2.0 ** int(np.frexp(spread.weight.max(initial=0.0))[1])
     weight = slot.upload("weight", np.broadcast_to(spread.weight / scale, classes), real)
     if kind.spread == "weights":
-        return Shares(weight, 0, 0, 0.0, 1.0, scale)
+        return Shares(weight, 0, 0, 0, 0, scale)
     place, stride = slot.upload_rows("probabilities", spread.probabilities[rows], real)
-    return Shares(weight, place, stride, float(spread.keep), float(spread.even), scale)
+    return Shares(weight, place, stride, _bits_of(spread.keep, real), _bits_of(spread.even, real), scale)
 
 
 def coefficients_of(slot, coefficients):

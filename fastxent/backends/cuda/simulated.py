@@ -257,6 +257,7 @@ def form(name):
         store_some=store_some,
         realigned=_realigned,
         lanes_of=lambda value: np.full(about.lanes, value, about.real),
+        from_bits=lambda bits: np.array([bits], np.int64).view(about.real)[0],
         to_real=lambda x: np.asarray(x).astype(about.real)[()],
     )
 

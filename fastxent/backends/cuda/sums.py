@@ -43,24 +43,29 @@ class Kind(NamedTuple):
 
 class Shares(NamedTuple):
     """What each class weighs: scale weight_k (keep q_k + even). Addresses of weight (V,), none above 1, and of
-    probabilities (N, V) with ``stride`` numbers from row to row, both of the kind that is computed with.
+    probabilities (N, V) with ``stride`` numbers from row to row, both of the kind that is computed with; of ``keep``
+    and ``even`` the bits in that kind.
     """
 
     weight: int
     probabilities: int
     stride: int
-    keep: float
-    even: float
+    keep: int
+    even: int
     scale: float
 
 
 class Scaling(NamedTuple):
-    """`fastxent.rowmath.rate` for the logits and for what belongs to a row; cap is 1 / softcap, 0 without."""
+    """`fastxent.rowmath.rate` for the logits and for what belongs to a row; cap is 1 / softcap, 0 without.
 
-    high: float
-    low: float
-    nats: float
-    cap: float
+    Of those for logits the bits, in the kind that is computed with: an instruction takes them from where arguments are,
+    while a float64 would have to be converted first, and keep a register.
+    """
+
+    high: int
+    low: int
+    nats: int
+    cap: int
     row_high: float
     row_low: float
     row_nats: float
@@ -88,7 +93,7 @@ def build_shares(ops, kind):
     """``share(shares, row, k, classes)``: what as many classes from ``k`` on weigh as there are logits in a word."""
     form = ops.form(kind.form)
     plain = ops.form(np.dtype(form.real).name)
-    load, lanes_of, to_real, decode = build_loads(ops, plain), form.lanes_of, plain.to_real, plain.decode
+    load, lanes_of, from_bits, decode = build_loads(ops, plain), form.lanes_of, plain.from_bits, plain.decode
     fma, concatenated, one = ops.fma, ops.concatenated, form.real(1)
     count, itemsize = plain.count, plain.itemsize
 
@@ -120,7 +125,7 @@ def build_shares(ops, kind):
     @ops.function
     def masses(shares, row, k, classes):
         start = shares.probabilities + row * shares.stride * itemsize
-        q = fma(numbers(start, k, classes), to_real(shares.keep), lanes_of(to_real(shares.even)))
+        q = fma(numbers(start, k, classes), from_bits(shares.keep), lanes_of(from_bits(shares.even)))
         return numbers(shares.weight, k, classes) * q
 
     return {"none": same, "even": same, "weights": weights, "probabilities": masses}[kind.spread]
@@ -203,6 +208,7 @@ def build_sums(ops, kind):
     fma, where, larger, weighted, lane = ops.fma, ops.where, ops.larger, ops.weighted, ops.lane
     numbered, peak_of_lanes, sum_lanes, to_float64 = ops.numbered, ops.peak_of_lanes, ops.sum_lanes, ops.to_float64
     load, decode, lanes_of, to_real = build_loads(ops, form), form.decode, form.lanes_of, form.to_real
+    from_bits = form.from_bits
     first_half, second_half = ops.first_half, ops.second_half
     no_lanes = ops.form(np.dtype(form.real).name).lanes_of
     function, int32, group = ops.function, ops.int32, build_group(ops, kind.threads)
@@ -211,7 +217,12 @@ def build_sums(ops, kind):
     zero, nothing, start_exponent = real.type(0), real.type(-np.inf), real.type(rowmath.NO_EXPONENT)
     scale, minus_scale, magic_zero, bias = real.type(_SCALE), real.type(-_SCALE), real.magic, real.bias
     count, itemsize, threads = form.count, form.itemsize, kind.threads
-    capped, largest, spread = kind.capped, kind.largest, kind.spread != "none"
+    capped, largest, spread, even = kind.capped, kind.largest, kind.spread != "none", kind.spread == "even"
+    one, all_of_word, of_lane = real.type(1), real.type(count), real.type(max(1 / 4, 1 / count))
+
+    @function
+    def rate_of(scaling):
+        return from_bits(scaling.high), from_bits(scaling.low), from_bits(scaling.nats)
 
     @function
     def add_exactly(total, low, x):
@@ -248,8 +259,21 @@ def build_sums(ops, kind):
         lanes = plus_eight(lanes, first_half(x), rate, magic, floor)
         return plus_eight(lanes, second_half(x), rate, magic, floor)
 
+    @function
+    def add_four(lanes, x):
+        return lanes + x
+
+    @function
+    def add_eight(lanes, x):
+        return (lanes + first_half(x)) + second_half(x)
+
+    @function
+    def add_sixteen(lanes, x):
+        return add_eight(add_eight(lanes, first_half(x)), second_half(x))
+
     # four lanes at most run along a row: eight would be four registers more, and a block less on a multiprocessor
     plus_exp = {2: plus_four, 4: plus_four, 8: plus_eight, 16: plus_sixteen}[count]
+    plus_all = {2: add_four, 4: add_four, 8: add_eight, 16: add_sixteen}[count]
 
     @function
     def raise_reference(x, first, highest, sums, best, rate):
@@ -258,7 +282,8 @@ def build_sums(ops, kind):
         base, _, magic, floor, factor = follow(base, magic_zero - magic, highest, rate)
         lanes, total, low = lanes * factor, total * factor, low * factor
         if spread:
-            gaps = gaps + lifted(masses, top, highest)
+            # a whole power of two of it in each lane
+            gaps = gaps + no_lanes(lifted(masses, top, highest) * of_lane)
         index, others = best
         if largest:
             power, size = exp_parts(top - base, rate, magic, floor)
@@ -272,13 +297,14 @@ def build_sums(ops, kind):
     @function
     def absorb(x, first, classes, gone, share, sums, best, rate):
         """One word of logits, the first of them class ``first`` of the strip, which has ``classes`` in all."""
+        mass = all_of_word
         if first + count > classes:
             x = where(numbered(x) < classes - first, x, nothing)
-            share = where(numbered(x) < classes - first, share, zero)
+            share, mass = where(numbered(x) < classes - first, share, zero), to_real(classes - first)
         place = gone - first
         if place >= 0 and place < count:
             x = where(numbered(x) == place, nothing, x)
-            share = where(numbered(x) == place, zero, share)
+            share, mass = where(numbered(x) == place, zero, share), mass - one
         whole, highest = x, peak_of_lanes(x)
         if highest > sums[6]:
             x, sums, best = raise_reference(x, first, highest, sums, best, rate)
@@ -287,8 +313,8 @@ def build_sums(ops, kind):
         lanes, total, low, base, magic, floor, top, gaps, masses = sums
         if spread:
             anchor = top if top > nothing else zero
-            gaps = gaps + weighted(share, fma(whole, minus_scale, lanes_of(anchor * scale)))
-            masses = masses + share
+            gaps = plus_all(gaps, weighted(share, fma(whole, minus_scale, lanes_of(anchor * scale))))
+            masses += mass if even else sum_lanes(share)
         if base != zero:
             x = x - base
         lanes = plus_exp(lanes, x, rate, magic, floor)
@@ -323,11 +349,10 @@ def build_sums(ops, kind):
         The row lies from ``first`` to ``last`` in memory. Its words are left in shared memory from ``slots`` on unless
         that is negative.
         """
-        rate = to_real(scaling.high), to_real(scaling.low), to_real(scaling.nats)
-        cap = to_real(scaling.cap)
-        none = lanes_of(zero)
+        rate, cap = rate_of(scaling), from_bits(scaling.cap)
+        none = no_lanes(zero)
         floor = (start_exponent - bias) / rate[0]
-        sums = (no_lanes(zero), zero, zero, zero, magic_zero - start_exponent, floor, nothing, none, none)
+        sums = (no_lanes(zero), zero, zero, zero, magic_zero - start_exponent, floor, nothing, none, zero)
         best = int32(classes), nothing
         place, whole = first + start * itemsize, classes // count
         j = int32(t)
@@ -380,9 +405,9 @@ def build_sums(ops, kind):
         whole = group_total(whole, 3)
         gap, mass = 0.0, 0.0
         if spread:
-            mass = group_total(to_float64(sum_lanes(masses)), 4)
-            own = to_float64(sum_lanes(gaps)) + to_float64(sum_lanes(lifted(masses, top, to_real(highest))))
+            mass = group_total(to_float64(masses), 4)
+            own = to_float64(sum_lanes(gaps)) + to_float64(lifted(masses, top, to_real(highest)))
             gap = group_total(own, 5) / _SCALE
         return to_float64(new_base), to_float64(new_exponent), whole, peak, gap, mass, highest, winner
 
-    return SimpleNamespace(thread_sums=thread_sums, group_sums=group_sums, logits_of=logits_of)
+    return SimpleNamespace(thread_sums=thread_sums, group_sums=group_sums, rate_of=rate_of)

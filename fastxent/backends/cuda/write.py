@@ -19,7 +19,7 @@ def build_write(ops, kind, written, staged, entries):
     fma, where, numbered, leading = ops.fma, ops.where, ops.numbered, ops.leading
     load, staged_word, realigned = build_loads(ops, form), ops.shared_load_word, form.realigned
     store_word, store_some, encode, decode = ops.store_word, out.store_some, out.encode, form.decode
-    lanes_of, to_real, function = out.lanes_of, form.to_real, ops.function
+    lanes_of, to_real, from_bits, function = out.lanes_of, form.to_real, form.from_bits, ops.function
     int32, int64 = ops.int32, ops.int64
     zero, one, magic_zero, bias = real.type(0), real.type(1), real.magic, real.bias
     itemsize, out_size, count, threads = form.itemsize, out.itemsize, out.count, kind.threads
@@ -74,8 +74,7 @@ def build_write(ops, kind, written, staged, entries):
     @function
     def write(t, i, first, last, start, classes, slots, out_place, shares, plan, scaling):
         """Entries of row ``i`` from class ``start`` on, ``classes`` of them, to ``out_place``."""
-        rate = to_real(scaling.high), to_real(scaling.low), to_real(scaling.nats)
-        cap = to_real(scaling.cap)
+        rate, cap = (from_bits(scaling.high), from_bits(scaling.low), from_bits(scaling.nats)), from_bits(scaling.cap)
         own, target = to_real(plan[4]), int64(plan[5]) - start
         plan = to_real(plan[0]), to_real(plan[1]), to_real(plan[2]), to_real(plan[3]), own, zero
         e = first_word(out_place) + t * count
