@@ -23,7 +23,7 @@ from fastxent.backends.cuda.elements import Elements
 from fastxent.backends.cuda.finish import Coefficients, Results
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.kernels import Rows, Written
-from fastxent.backends.cuda.sums import Kind, Scaling, Shares
+from fastxent.backends.cuda.words import Kind, Scaling, Shares
 
 _COMPILERS = ("numba-cuda", "numba", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
 _GROUPS = {
@@ -50,7 +50,7 @@ class Code(NamedTuple):
 def resident(kind):
     """Blocks of 256 threads that a multiprocessor is to hold at least: three leave 80 registers a thread, two 128."""
     plain = not kind.capped and FORMS[kind.form].lanes in (4, 8)
-    return 3 if plain and (kind.spread == "none" or kind.spread == "even" and kind.form == "float32") else 2
+    return 3 if plain and (kind.spread == "none" or (kind.spread == "even" and kind.form == "float32")) else 2
 
 
 def repair_numpy():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent import rowmath
-from fastxent.backends.cuda.sums import build_loads, build_shares
+from fastxent.backends.cuda.words import build_loads, build_shares
 
 RECORD = 64  # bytes of a strip's sums, and of a row's plan
 
@@ -111,7 +111,7 @@ def build_finish(ops, kind):
     @function
     def logit_of(first, last, k, scaling):
         """The logit of class ``k`` and its slope."""
-        x = lane(decode(load(first + k * itemsize, first, last)), 0)
+        x = lane(decode(load(first + k * itemsize, (first + k * itemsize) & 15, first, last)), 0)
         if capped:
             value, slope = tanh_parts(x * from_bits(scaling.cap))
             return to_float64(value), to_float64(slope)

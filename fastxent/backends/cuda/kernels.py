@@ -14,7 +14,8 @@ import numpy as np
 from fastxent import rowmath
 from fastxent.backends.cuda.finish import RECORD, build_finish, build_fold
 from fastxent.backends.cuda.forms import FORMS
-from fastxent.backends.cuda.sums import build_group, build_loads, build_sums
+from fastxent.backends.cuda.sums import build_group, build_sums
+from fastxent.backends.cuda.words import build_loads
 from fastxent.backends.cuda.write import build_write
 from fastxent.state import IGNORED
 
@@ -176,7 +177,7 @@ def build(ops, kind, written=None, entries="gradient"):
 
     @function
     def logit_of(first, last, k):
-        return to_float64(lane(decode(load(first + k * itemsize, first, last)), 0))
+        return to_float64(lane(decode(load(first + k * itemsize, (first + k * itemsize) & 15, first, last)), 0))
 
     def strip_sums(rows, shares, scaling, records):
         """(N, V) logits read once -> records (N, strips); a block for a strip."""

@@ -181,7 +181,8 @@ def _rint(context, builder, kind, x):
 
 
 def _at_least(context, builder, kind, x, floor):
-    # keeps a NaN of x, which max.f32 would drop
+    if kind.bitwidth == 32:
+        return assembly(builder, x.type, "max.NaN.f32 $0, $1, $2;", "=f,f,f", [x, floor])
     return builder.select(builder.fcmp_ordered(">", floor, x), floor, x)
 
 
@@ -195,6 +196,13 @@ def _weighted(context, builder, kind, weight, x):
     return builder.select(builder.fcmp_unordered("!=", weight, zero), builder.fmul(weight, x), zero)
 
 
+def _less_the_base(context, builder, kind, x, base):
+    # as a plain subtraction it would be made for every row, and thrown away for nearly all
+    letter = _letter(kind)
+    text = f"sub.rn.f{kind.bitwidth} $0, $1, $2;"
+    return assembly(builder, x.type, text, f"={letter},{letter},{letter}", [x, base], side_effect=True)
+
+
 fma = _elementwise("fma", 3, lambda context, builder, kind, *xyz: builder.fma(*xyz), "x y + z, rounded once.")
 rint = _elementwise(
     "rint",
@@ -206,6 +214,7 @@ exp2_of_fraction = _elementwise(
     "exp2_of_fraction", 1, _exp2_of_fraction, "2**x of a float32 in [-1/2, 1/2], within 2**-22.5 of it."
 )
 at_least = _elementwise("at_least", 2, _at_least, "The larger of x and a floor; NaN in x stays.")
+less_the_base = _elementwise("less_the_base", 2, _less_the_base, "x - base, only where control comes by.")
 larger = _elementwise("larger", 2, _larger, "The larger of the two; a NaN is passed over.")
 weighted = _elementwise("weighted", 2, _weighted, "weight x, and 0 where the weight is 0 even if x is infinite.")
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fastxent.backends.cuda.forms import FORMS
-from fastxent.backends.cuda.sums import Kind
+from fastxent.backends.cuda.words import Kind
 
 
 class Layout(NamedTuple):

@@ -306,6 +306,7 @@ OPS = SimpleNamespace(
     to_float64=lanes.to_float64,
     exp2_of_fraction=lanes.exp2_of_fraction,
     larger=lanes.larger,
+    less_the_base=lanes.less_the_base,
     weighted=lanes.weighted,
     numbered=lanes.first_numbers,
     sum_lanes=lanes.sum_lanes,

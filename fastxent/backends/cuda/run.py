@@ -13,7 +13,7 @@ from fastxent.backends.cuda.finish import Coefficients as CoefficientAddresses
 from fastxent.backends.cuda.finish import Results
 from fastxent.backends.cuda.kernels import Rows, Written
 from fastxent.backends.cuda.stream import Slot, in_turn
-from fastxent.backends.cuda.sums import Scaling, Shares
+from fastxent.backends.cuda.words import Scaling, Shares
 from fastxent.checks import loss_dtype
 from fastxent.state import IGNORED, LARGEST, Statistics
 

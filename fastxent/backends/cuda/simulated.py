@@ -272,6 +272,7 @@ OPS = SimpleNamespace(
     to_float64=NumpyOps.to_float64,
     exp2_of_fraction=_exp2_of_fraction,
     larger=np.fmax,
+    less_the_base=np.subtract,
     weighted=_weighted,
     numbered=lambda like: np.arange(len(like), dtype=np.int32),
     sum_lanes=_fold(np.add),

@@ -13,122 +13,15 @@ blocks, any order and any address; every digit of a confident row. How:
 """
 
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.words import build_loads, build_shares
 
 # sums of differences are kept so much smaller, exactly: finite masks such as -3e38 would overflow float32
 _SCALE = 2.0**-24
 AHEAD = 4  # words a thread has on the way
-
-
-class Kind(NamedTuple):
-    """What a kernel is compiled for.
-
-    form of the logits; whether they are capped; spread is "none", "even" (all classes weigh the same), "weights" or
-    "probabilities"; largest: a row's largest logit is left out of its sum, else its target is. ``threads`` have a row,
-    ``rows`` rows are in a block, ``strip`` classes are summed by a block.
-    """
-
-    form: str
-    capped: bool
-    spread: str
-    largest: bool
-    threads: int
-    rows: int
-    strip: int
-
-
-class Shares(NamedTuple):
-    """What each class weighs: scale weight_k (keep q_k + even). Addresses of weight (V,), none above 1, and of
-    probabilities (N, V) with ``stride`` numbers from row to row, both of the kind that is computed with; of ``keep``
-    and ``even`` the bits in that kind.
-    """
-
-    weight: int
-    probabilities: int
-    stride: int
-    keep: int
-    even: int
-    scale: float
-
-
-class Scaling(NamedTuple):
-    """`fastxent.rowmath.rate` for the logits and for what belongs to a row; cap is 1 / softcap, 0 without.
-
-    Of those for logits the bits, in the kind that is computed with: an instruction takes them from where arguments are,
-    while a float64 would have to be converted first, and keep a register.
-    """
-
-    high: int
-    low: int
-    nats: int
-    cap: int
-    row_high: float
-    row_low: float
-    row_nats: float
-
-
-def build_loads(ops, form):
-    """``load(at, first, last)``: 16 bytes from any address ``at``, of a row that lies from ``first`` to ``last``."""
-    load_word, realigned = ops.load_word, form.realigned
-
-    @ops.function
-    def load(at, first, last):
-        """Bytes outside the row are nonsense. A word with at least one byte of the row in it is never out of bounds."""
-        misplaced = at & 15
-        low = at - misplaced
-        if misplaced == 0:
-            return load_word(at)
-        before = load_word(low if low + 16 > first else low + 16)
-        after = load_word(low + 16 if low + 16 < last else low)
-        return realigned(before, after, misplaced)
-
-    return load
-
-
-def build_shares(ops, kind):
-    """``share(shares, row, k, classes)``: what as many classes from ``k`` on weigh as there are logits in a word."""
-    form = ops.form(kind.form)
-    plain = ops.form(np.dtype(form.real).name)
-    load, lanes_of, from_bits, decode = build_loads(ops, plain), form.lanes_of, plain.from_bits, plain.decode
-    fma, concatenated, one = ops.fma, ops.concatenated, form.real(1)
-    count, itemsize = plain.count, plain.itemsize
-
-    @ops.function
-    def one_word(start, k, classes):
-        """A word wholly outside the classes is not wanted by anybody; one that is there is read in its place."""
-        k = k if k > -count else 1 - count
-        k = k if k < classes else classes - 1
-        return decode(load(start + k * itemsize, start, start + classes * itemsize))
-
-    @ops.function
-    def two_words(start, k, classes):
-        return concatenated(one_word(start, k, classes), one_word(start, k + count, classes))
-
-    @ops.function
-    def four_words(start, k, classes):
-        return concatenated(two_words(start, k, classes), two_words(start, k + 2 * count, classes))
-
-    numbers = {1: one_word, 2: two_words, 4: four_words}[form.count // count]
-
-    @ops.function
-    def same(shares, row, k, classes):
-        return lanes_of(one)
-
-    @ops.function
-    def weights(shares, row, k, classes):
-        return numbers(shares.weight, k, classes)
-
-    @ops.function
-    def masses(shares, row, k, classes):
-        start = shares.probabilities + row * shares.stride * itemsize
-        q = fma(numbers(start, k, classes), from_bits(shares.keep), lanes_of(from_bits(shares.even)))
-        return numbers(shares.weight, k, classes) * q
-
-    return {"none": same, "even": same, "weights": weights, "probabilities": masses}[kind.spread]
 
 
 def build_group(ops, threads):
@@ -209,9 +102,9 @@ def build_sums(ops, kind):
     numbered, peak_of_lanes, sum_lanes, to_float64 = ops.numbered, ops.peak_of_lanes, ops.sum_lanes, ops.to_float64
     load, decode, lanes_of, to_real = build_loads(ops, form), form.decode, form.lanes_of, form.to_real
     from_bits = form.from_bits
-    first_half, second_half = ops.first_half, ops.second_half
+    first_half, second_half, less_the_base = ops.first_half, ops.second_half, ops.less_the_base
     no_lanes = ops.form(np.dtype(form.real).name).lanes_of
-    function, int32, group = ops.function, ops.int32, build_group(ops, kind.threads)
+    function, int32, int64, group = ops.function, ops.int32, ops.int64, build_group(ops, kind.threads)
     group_peak, group_total = group.peak, group.total
     stage = ops.shared_store_word
     zero, nothing, start_exponent = real.type(0), real.type(-np.inf), real.type(rowmath.NO_EXPONENT)
@@ -295,13 +188,9 @@ def build_sums(ops, kind):
         return x, (lanes, total, low, base, magic, floor, highest, gaps, masses), (index, others)
 
     @function
-    def absorb(x, first, classes, gone, share, sums, best, rate):
-        """One word of logits, the first of them class ``first`` of the strip, which has ``classes`` in all."""
-        mass = all_of_word
-        if first + count > classes:
-            x = where(numbered(x) < classes - first, x, nothing)
-            share, mass = where(numbered(x) < classes - first, share, zero), to_real(classes - first)
-        place = gone - first
+    def absorb(x, first, gone, share, mass, sums, best, rate):
+        """One word of logits, the first of them class ``first`` of the strip, and ``mass`` of them of the row."""
+        place = int32(gone - first)
         if place >= 0 and place < count:
             x = where(numbered(x) == place, nothing, x)
             share, mass = where(numbered(x) == place, zero, share), mass - one
@@ -316,7 +205,7 @@ def build_sums(ops, kind):
             gaps = plus_all(gaps, weighted(share, fma(whole, minus_scale, lanes_of(anchor * scale))))
             masses += mass if even else sum_lanes(share)
         if base != zero:
-            x = x - base
+            x = less_the_base(x, base)
         lanes = plus_exp(lanes, x, rate, magic, floor)
         return (lanes, total, low, base, magic, floor, top, gaps, masses), best
 
@@ -340,7 +229,18 @@ def build_sums(ops, kind):
         every = lanes_of(zero)
         if spread:
             every = share_of(shares, row, start + j * count, start + classes)
-        return absorb(logits_of(word, cap), j * count, classes, gone, every, sums, best, rate)
+        return absorb(logits_of(word, cap), int32(j * count), gone, every, all_of_word, sums, best, rate)
+
+    @function
+    def take_last(word, j, row, start, classes, gone, shares, cap, sums, best, rate):
+        """The same of a word that may reach beyond the row."""
+        first, x, every = int32(j * count), logits_of(word, cap), lanes_of(zero)
+        if spread:
+            every = share_of(shares, row, start + first, start + classes)
+        left = min(int32(classes - first), int32(count))
+        inside = numbered(x) < left
+        x, every = where(inside, x, nothing), where(inside, every, zero)
+        return absorb(x, first, gone, every, to_real(left), sums, best, rate)
 
     @function
     def thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots):
@@ -355,12 +255,14 @@ def build_sums(ops, kind):
         sums = (no_lanes(zero), zero, zero, zero, magic_zero - start_exponent, floor, nothing, none, zero)
         best = int32(classes), nothing
         place, whole = first + start * itemsize, classes // count
+        misplaced = int32(place & 15)
         j = int32(t)
         while j < whole - (AHEAD - 1) * threads:
-            a = load(place + j * 16, first, last)
-            b = load(place + (j + threads) * 16, first, last)
-            c = load(place + (j + 2 * threads) * 16, first, last)
-            d = load(place + (j + 3 * threads) * 16, first, last)
+            at = place + int64(j) * 16
+            a = load(at, misplaced, first, last)
+            b = load(at + threads * 16, misplaced, first, last)
+            c = load(at + 2 * threads * 16, misplaced, first, last)
+            d = load(at + 3 * threads * 16, misplaced, first, last)
             if slots >= 0:
                 stage(slots + j * 16, a)
                 stage(slots + (j + threads) * 16, b)
@@ -373,10 +275,10 @@ def build_sums(ops, kind):
             sums = flush(sums)
             j = int32(j + 4 * threads)
         while j * count < classes:
-            word = load(place + j * 16, first, last)
+            word = load(place + int64(j) * 16, misplaced, first, last)
             if slots >= 0:
                 stage(slots + j * 16, word)
-            sums, best = take(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take_last(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
             sums = flush(sums)
             j = int32(j + threads)
         return sums, best

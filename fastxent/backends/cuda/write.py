@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastxent import rowmath
-from fastxent.backends.cuda.sums import build_loads, build_shares
+from fastxent.backends.cuda.words import build_loads, build_shares
 
 
 def build_write(ops, kind, written, staged, entries):
@@ -15,7 +15,7 @@ def build_write(ops, kind, written, staged, entries):
     form, out = ops.form(kind.form), ops.form(written)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     terms, share_of = rowmath.build_terms(ops, real), build_shares(ops, kind)
-    exp_parts, tanh_parts = terms.exp_parts, terms.tanh_parts
+    exp_parts, tanh_parts, less_the_base = terms.exp_parts, terms.tanh_parts, ops.less_the_base
     fma, where, numbered, leading = ops.fma, ops.where, ops.numbered, ops.leading
     load, staged_word, realigned = build_loads(ops, form), ops.shared_load_word, form.realigned
     store_word, store_some, encode, decode = ops.store_word, out.store_some, out.encode, form.decode
@@ -36,7 +36,8 @@ def build_write(ops, kind, written, staged, entries):
 
     @function
     def from_memory(slots, e, first, last, start):
-        return load(first + (start + e) * itemsize, first, last)
+        at = first + (start + e) * itemsize
+        return load(at, at & 15, first, last)
 
     word_at = from_stage if staged else from_memory
 
@@ -46,7 +47,9 @@ def build_write(ops, kind, written, staged, entries):
         slope = lanes_of(one)
         if capped:
             x, slope = tanh_parts(x * cap)
-        power, size = exp_parts(x - base, rate, magic_zero - exponent, (exponent - bias) / rate[0])
+        if base != zero:
+            x = less_the_base(x, base)
+        power, size = exp_parts(x, rate, magic_zero - exponent, (exponent - bias) / rate[0])
         value = power * size * factor
         if spread:
             value = fma(leading(share_of(shares, i, k, classes), x), lanes_of(shift), value)
