@@ -201,6 +201,7 @@ def score(
         IndexError,
         TypeError,
         ValueError,
+        NotImplementedError,
         backends.BackendUnavailableError,
         page.MissingPackageError,
     ) as error:
@@ -319,12 +320,17 @@ def demo():
 @click.option("--shape", "shapes", multiple=True, metavar="ROWSxCLASSES", help="By default three, a minute in all.")
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16", "bfloat16"]))
 @click.option("--threads", multiple=True, type=click.IntRange(1), help="By default all.")
-@click.option("--suite", type=click.Choice(["cpu"]), help="All shapes, dtypes and numbers of threads; half an hour.")
+@click.option(
+    "--suite", type=click.Choice(["cpu", "gpu"]), help="All shapes and dtypes; half an hour, on a GPU eight minutes."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the cells to this file too.")
 def compare(shapes, dtypes, threads, suite, json_file):
     """Compare fastxent with every other library that is installed: right first, then fast."""
     from fastxent.bench import compare as comparison
 
+    if suite == "gpu":
+        _compare_on_gpu(json_file)
+        return
     if suite:
         shapes = [f"{rows}x{classes}" for rows, classes in comparison.SUITE_SHAPES]
         dtypes, threads = comparison.SUITE_DTYPES, (1, None)
@@ -344,13 +350,39 @@ def compare(shapes, dtypes, threads, suite, json_file):
         json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 
+def _compare_on_gpu(json_file):
+    """Check every CUDA kernel, then time it, a line for each; every shape, dtype and option is the suite's."""
+    from fastxent.bench import gpu
+
+    found = []
+    try:
+        for one in gpu.run():
+            found.append(one)
+            if isinstance(one, gpu.Time) or not one.right:
+                click.echo(str(one))
+    except backends.BackendUnavailableError as reason:
+        raise runs.RunError(f"the suite needs a GPU, and {reason}") from reason
+    record = gpu.record(found)
+    wrong = sum(not check["right"] for check in record["checks"])
+    click.echo(f"{record['device']}: {len(record['checks'])} checks, {wrong} wrong; {len(record['times'])} times")
+    if json_file:
+        json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    if wrong:
+        raise runs.RunError(f"{wrong} kernels are wrong on this GPU")
+
+
 @main.command()
 @click.option(
     "--dtype", "dtypes", multiple=True, type=click.Choice([str(dtype) for dtype in DTYPES]), help="By default all."
 )
-def warmup(dtypes):
+@click.option("--backend", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+def warmup(dtypes, backend):
     """Compile every kernel now, so that no later call waits; kept where `fastxent info` says."""
-    from fastxent.backends.cpu.warmup import compile_all
+    from importlib import import_module
+
+    if (reason := backends.why_unavailable(backend)) is not None:
+        raise runs.RunError(reason)
+    compile_all = import_module(f"fastxent.backends.{backend}.warmup").compile_all
 
     total = 0
     try:
@@ -369,7 +401,7 @@ def info():
     import numba
     import numpy as np
 
-    from fastxent.backends import cpu
+    from fastxent.backends import cpu, cuda
 
     table = Table.grid(padding=(0, 2))
     for name in backends.NAMES:
@@ -378,8 +410,9 @@ def info():
         table.add_row("chosen", backends.explain((512, 32_000)).split(":")[0])
     except backends.BackendUnavailableError as error:
         table.add_row("chosen", f"none: FASTXENT_BACKEND: {escape(str(error))}")
-    for name, value in cpu.describe().items():
-        table.add_row(name, escape(value))
+    for module in (cpu, cuda):
+        for name, value in module.describe().items():
+            table.add_row(name, escape(value))
     for name, module in (("NumPy", np), ("Numba", numba), ("llvmlite", llvmlite)):
         table.add_row(name, module.__version__)
     table.add_row("Python", sys.version.split()[0])

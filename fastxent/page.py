@@ -24,7 +24,8 @@ _TEMPLATE = """<!doctype html>
   .figure { border: 1px solid #dfe3e8; border-radius: 8px; padding: .6rem .8rem; }
   .figure b { display: block; font-size: 1.25rem; font-weight: 600; font-variant-numeric: tabular-nums; }
   .figure span { color: #5a6472; font-size: .85rem; }
-  .pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; margin-top: 1.5rem; } .pictures svg { max-width: 100%; height: auto; }
+  .pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; margin-top: 1.5rem; }
+  .pictures svg { max-width: 100%; height: auto; }
   .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
   th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #e6e9ed; white-space: nowrap; }
   th { color: #5a6472; font-weight: 500; } td:first-child, th:first-child { text-align: left; }

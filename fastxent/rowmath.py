@@ -118,6 +118,10 @@ def rate(real, softcap=None, temperature=1.0):
     return high, real(float(nats * _LOG2E - Fraction(float(high)))), real(float(nats))
 
 
+# of a running sum, see `follow` in `build_terms`
+LIFT, REACH, NO_EXPONENT = 32.0, 64.0, -(2.0**21)
+
+
 class NumpyOps:
     """The arithmetic in plain NumPy, for arrays of one dtype or scalars; `state` and the tests use it."""
 
@@ -162,6 +166,8 @@ def build_terms(ops, real):
     rint, function = ops.rint, ops.function
     shift, magic_zero, bias, limit, zero = real.shift, real.magic, real.bias, real.limit, real.zero
     one, four, small = (real.type(number) for number in (1, 4, 0.625))
+    nothing, lift, reach_of_base = (real.type(number) for number in (-np.inf, LIFT, REACH))
+    no_exponent = real.type(NO_EXPONENT)
     c, (over, under) = real.coefficients, real.tanh
     unit = rate(real.type)
     lowest = -bias / unit[0]
@@ -182,6 +188,25 @@ def build_terms(ops, real):
     highest_terms = highest_terms_of_six if len(c) == 7 else highest_terms_of_eleven
 
     @function
+    def polynomial(f):
+        p = fma(highest_terms(f), f, c[4])
+        p = fma(p, f, c[3])
+        p = fma(p, f, c[2])
+        p = fma(p, f, c[1])
+        return fma(p, f, c[0])
+
+    # a GPU has an instruction for 2**f in float32
+    of_machine = getattr(ops, "exp2_of_fraction", None)
+    exp2_of_fraction = of_machine if of_machine and real.type is np.float32 else polynomial
+
+    @function
+    def shifted_by_operator(k, places):
+        return bits(bits(k) << places)
+
+    # numba-cuda widens an int32 that is shifted
+    shifted = getattr(ops, "shifted", shifted_by_operator)
+
+    @function
     def exp_parts(x, rate, magic, floor):
         """``power, scale`` with ``power * scale = exp(a x) 2**-c``, and exactly 0 from 2**-(bias - 1/2) down.
 
@@ -190,12 +215,7 @@ def build_terms(ops, real):
         x = at_least(x, floor)
         k = fma(x, rate[0], magic)
         f = fma(x, rate[1], fma(x, rate[0], magic - k))
-        p = fma(highest_terms(f), f, c[4])
-        p = fma(p, f, c[3])
-        p = fma(p, f, c[2])
-        p = fma(p, f, c[1])
-        p = fma(p, f, c[0])
-        return p, bits(bits(k) << shift)
+        return exp2_of_fraction(f), shifted(k, shift)
 
     @function
     def reference(peak, rate):
@@ -208,6 +228,31 @@ def build_terms(ops, real):
         base = where(height >= limit, peak, below)
         exponent = where(peak > -np.inf, rint((peak - base) * rate[0]), zero)
         return base, exponent, magic_zero - exponent, (exponent - bias) / rate[0]
+
+    @function
+    def rescale(base, exponent, new_base, new_exponent, rate):
+        """exp(a base) 2**exponent over the same of the new reference: a power of two, exactly, where the bases agree.
+
+        0 for an empty sum, whatever its base.
+        """
+        ahead = new_exponent - exponent
+        power, scale = exp_parts(base - new_base, rate, magic_zero - ahead, (ahead - bias) / rate[0])
+        return where(exponent == no_exponent, zero, power * scale)
+
+    @function
+    def follow(base, exponent, peak, rate):
+        """``base, exponent, magic, floor, factor`` of a running sum whose largest logit has become ``peak``.
+
+        The sum so far is to be multiplied by the factor. The exponent stays `LIFT` below that of the peak, so that a
+        sum from which the largest logit is left out still has its digits; `NO_EXPONENT` belongs to an empty one. A base
+        beside 0 moves only by `REACH` octaves, so that a rising row costs a sum no rounding at every step.
+        """
+        height = (peak - base) * rate[0]
+        reach = where(base == zero, limit, reach_of_base)
+        base_now = where(height >= reach, peak, where(height <= zero - reach, where(peak > nothing, peak, base), base))
+        exponent_now = where(peak > nothing, rint((peak - base_now) * rate[0]) - lift, exponent)
+        factor = rescale(base, exponent, base_now, exponent_now, rate)
+        return base_now, exponent_now, magic_zero - exponent_now, (exponent_now - bias) / rate[0], factor
 
     @function
     def exp_of_minus(size):
@@ -267,6 +312,8 @@ def build_terms(ops, real):
     return SimpleNamespace(
         exp_parts=exp_parts,
         reference=reference,
+        rescale=rescale,
+        follow=follow,
         exp_of_minus=exp_of_minus,
         tanh_parts=tanh_parts,
         divergence_terms=divergence_terms,
@@ -335,6 +382,16 @@ def build_rows(ops):
         t = s - a
         error = ((a - (s - t)) + (b - t)) + (low * keep + low_b * take)
         return where(ahead > 0.0, exponent_b, exponent), s + error, error - ((s + error) - s)
+
+    @function
+    def join(base, exponent, total, low, base_b, exponent_b, total_b, low_b, rate):
+        """``base, exponent, total, low`` of two sums whose bases may differ: the larger stays."""
+        other = where(total == 0.0, True, where(total_b != 0.0, base_b > base, False))
+        new_base = where(other, base_b, base)
+        exponent, total = rebase(base, exponent, total, new_base, rate)
+        exponent_b, total_b = rebase(base_b, exponent_b, total_b, new_base, rate)
+        exponent, total, low = add(exponent, total, low, exponent_b, total_b, low_b)
+        return new_base, exponent, total, low
 
     @function
     def add_gap(peak, gap, mass, peak_b, gap_b, mass_b):
@@ -424,6 +481,7 @@ def build_rows(ops):
         exp_split=exp_split,
         rebase=rebase,
         add=add,
+        join=join,
         add_gap=add_gap,
         nll=nll,
         excess=excess,

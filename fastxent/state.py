@@ -28,11 +28,8 @@ _RATE = rowmath.rate(np.float64)
 
 def _add_sums(a, b):
     """base, exponent, total, low of both; a huge logit's base gives way to a larger one."""
-    base = np.where((a["total"] == 0.0) | ((b["total"] != 0.0) & (b["base"] > a["base"])), b["base"], a["base"])
-    sums = []
-    for state in (a, b):
-        sums += [*_ROWS.rebase(state["base"], state["exponent"], state["total"], base, _RATE), state["low"]]
-    return base, *_ROWS.add(*sums)
+    fields = FIELDS[:4]
+    return _ROWS.join(*(a[field] for field in fields), *(b[field] for field in fields), _RATE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,10 @@
 """The registry, and the contract between backends: the same verbs with the same signatures."""
 
+import importlib
 import inspect
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,7 +28,7 @@ VERBS = (
 
 @pytest.mark.parametrize("name", backends.NAMES)
 def test_every_backend_has_the_same_verbs(name):
-    module, reference = backends.get(name), backends.get("reference")
+    module, reference = importlib.import_module(f"fastxent.backends.{name}"), backends.get("reference")
     functions = [
         verb
         for verb, value in vars(module).items()
@@ -52,7 +56,26 @@ def test_environment_that_names_no_backend(monkeypatch):
 
 def test_why_unavailable():
     assert backends.why_unavailable("cpu") is None
-    assert backends.why_unavailable("abacus") == "there is no backend 'abacus'; the backends are cpu, reference"
+    assert backends.why_unavailable("abacus") == "there is no backend 'abacus'; the backends are cpu, cuda, reference"
+
+
+def test_cuda_says_what_it_lacks():
+    """No device is visible to this process, so there is always a reason."""
+    code = "from fastxent import backends; print(backends.why_unavailable('cuda')); backends.get('cuda')"
+    environment = {name: value for name, value in os.environ.items() if name != "FASTXENT_CUDA_SIMULATED"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    reasons = ("is not installed: pip install fastxent[cuda13]", "there is no NVIDIA driver", "finds no GPU")
+    assert any(reason in done.stdout for reason in reasons)
+    assert "BackendUnavailableError" in done.stderr
+
+
+def test_cuda_is_only_taken_when_asked_for(monkeypatch):
+    monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+    monkeypatch.delenv("FASTXENT_BACKEND", raising=False)
+    assert "cuda" in backends.available()
+    assert backends.choose() is backends.get("cpu")
+    assert backends.choose("cuda") is backends.get("cuda")
 
 
 def test_explain_says_what_and_why(monkeypatch):

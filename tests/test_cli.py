@@ -226,7 +226,7 @@ def test_an_unknown_backend_is_bad_usage(problem):
     done = run("score", *paths(folder), "--backend", "abacus")
     assert (done.returncode, done.stderr) == (
         2,
-        "error: there is no backend 'abacus'; the backends are cpu, reference\n",
+        "error: there is no backend 'abacus'; the backends are cpu, cuda, reference\n",
     )
 
 

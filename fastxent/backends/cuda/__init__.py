@@ -1,0 +1,102 @@
+"""The CUDA backend: the verbs every backend has, over rows on their way through a GPU.
+
+Arrays of the host go through page-locked memory in blocks of rows, copied while other blocks are computed. It is never
+chosen for them by itself. With FASTXENT_CUDA_SIMULATED=1 in the environment the GPU is one in NumPy: very slow, for
+tests.
+"""
+
+import numpy as np
+
+from fastxent.backends.cuda.run import is_simulated, runner, scaling_of
+from fastxent.state import ABSENT, IGNORED, LARGEST, Coefficients, LseState, Statistics
+
+_NOUGHT = np.zeros(1)
+
+
+def why_unavailable():
+    """Why no GPU can be used here, in a sentence; None when one can."""
+    if is_simulated():
+        return None
+    from fastxent.backends.cuda import machine
+
+    return machine.why_unavailable()
+
+
+def describe():
+    """What a person may want to know of this backend, by name."""
+    reason = why_unavailable()
+    if reason is not None:
+        return {}
+    machine = runner().machine
+    return {"GPU": f"{machine.name}, compute capability {machine.architecture[0]}.{machine.architecture[1]}"}
+
+
+def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, wanted=()):
+    """See `fastxent.backends.reference.statistics`."""
+    result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
+    runner().statistics(logits, targets, spread, scaling_of(logits.dtype, softcap, temperature), result)
+    return result
+
+
+def statistics_and_gradient(
+    logits, targets, coefficients, out, *, spread=None, softcap=None, temperature=1.0, wanted=()
+):
+    """See `fastxent.backends.reference.statistics_and_gradient`."""
+    result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
+    scaling = scaling_of(logits.dtype, softcap, temperature)
+    runner().entries(logits, targets, coefficients, spread, scaling, result, out, "gradient")
+    return result
+
+
+def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
+    """See `fastxent.backends.reference.accumulate`."""
+    columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
+    here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
+    local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
+    runner().accumulate(logits, local, spread, scaling_of(logits.dtype, None, 1.0), columns)
+    return LseState(columns)
+
+
+def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
+    """Not there yet: NotImplementedError."""
+    raise NotImplementedError("the cuda backend does not score yet; take the cpu backend")
+
+
+def divergences(logits_p, logits_q, lse_p, lse_q):
+    """Not there yet: NotImplementedError."""
+    raise NotImplementedError("the cuda backend takes no divergences yet; take the cpu backend")
+
+
+def logsumexp(logits, *, temperature=1.0):
+    """See `fastxent.backends.reference.logsumexp`."""
+    wanted = "target_logit", "lse"
+    found = statistics(logits, np.full(len(logits), LARGEST), temperature=temperature, wanted=wanted)
+    # a row that holds infinities: one that is NaN too stays NaN
+    for i in np.flatnonzero(np.isinf(found.target_logit)):
+        found.lse[i] = logits[i : i + 1][0].astype(np.float64).max()
+    return found.lse
+
+
+def log_softmax(logits, out, *, temperature=1.0):
+    """See `fastxent.backends.reference.log_softmax`."""
+    _of_largest(logits, out, _NOUGHT, temperature, "log_softmax")
+    return out
+
+
+def softmax(logits, out, *, temperature=1.0):
+    """See `fastxent.backends.reference.softmax`."""
+    _of_largest(logits, out, np.ones(1), temperature, "gradient")
+    return out
+
+
+def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losses, gradient):
+    """See `fastxent.backends.reference.binary`."""
+    keep, even = 1.0 - label_smoothing, 0.5 * label_smoothing
+    runner().binary(logits, targets, weight, pos_weight, keep, even, upstream, losses, gradient)
+
+
+def _of_largest(logits, out, extra, temperature, entries):
+    coefficients = Coefficients(hit=_NOUGHT, smooth=_NOUGHT, extra=extra, square=_NOUGHT)
+    result, targets = Statistics.allocate(len(logits), ()), np.full(len(logits), LARGEST)
+    scaling = scaling_of(logits.dtype, None, temperature)
+    runner().entries(logits, targets, coefficients, None, scaling, result, out, entries)

@@ -1,0 +1,147 @@
+"""From a kernel in Python to machine code of one architecture, kept on disk. No device and no driver is needed.
+
+Numba-cuda makes LTO-IR, nvJitLink machine code (asked for PTX instead, it needs a third more registers). What is kept
+is named after everything it was made from: these sources, the versions of the compilers, the kind of kernel and the
+architecture.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import re
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from fastxent.backends.cpu import cache
+from fastxent.backends.cuda import elements, kernels
+from fastxent.backends.cuda.elements import Elements
+from fastxent.backends.cuda.finish import Coefficients, Results
+from fastxent.backends.cuda.forms import FORMS
+from fastxent.backends.cuda.kernels import Rows, Written
+from fastxent.backends.cuda.words import Kind, Scaling, Shares
+
+_COMPILERS = ("numba-cuda", "numba", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
+_GROUPS = {
+    "elements": Elements,
+    "rows": Rows,
+    "shares": Shares,
+    "coefficients": Coefficients,
+    "scaling": Scaling,
+    "results": Results,
+    "written": Written,
+}
+
+
+class Code(NamedTuple):
+    """What a kernel is made of: its name in `kernels`, its kind, what it writes, and for which architecture."""
+
+    name: str
+    kind: Kind
+    written: str | None
+    entries: str
+    architecture: tuple[int, int]
+
+
+def resident(kind):
+    """Blocks of 256 threads that a multiprocessor is to hold at least: three leave 80 registers a thread, two 128."""
+    plain = not kind.capped and FORMS[kind.form].lanes in (4, 8)
+    return 3 if plain and (kind.spread == "none" or (kind.spread == "even" and kind.form == "float32")) else 2
+
+
+def repair_numpy():
+    """NumPy 2.5 has no row_stack, which numba-cuda names while it compiles anything."""
+    if not hasattr(np, "row_stack"):
+        np.vstack = np.vstack
+
+
+@functools.cache
+def _compilers():
+    """The versions of all that has a hand in machine code, but for this package: its cache is named after that."""
+    found = []
+    for name in _COMPILERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return " ".join(found)
+
+
+def _signature(function):
+    """The types of a kernel's arguments, which its parameters name."""
+    from numba.cuda import types
+
+    def type_of(name):
+        if name not in _GROUPS:
+            return types.int64
+        group = _GROUPS[name]
+        kinds = [types.float64 if kind is float else types.int64 for kind in group.__annotations__.values()]
+        return types.NamedTuple(kinds, group)
+
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return types.void(*map(type_of, names))
+
+
+@contextlib.contextmanager
+def _without_device(architecture):
+    """Numba-cuda asks the device for its architecture when a kernel calls a function; here the caller says it."""
+    from numba.cuda import dispatcher
+
+    before = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=architecture)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = before
+
+
+def function_of(ops, code):
+    """The kernel as a Python function over ``ops``."""
+    if code.name == "binary":
+        return elements.build(ops, code.kind)
+    return getattr(kernels.build(ops, code.kind, code.written, code.entries), code.name)
+
+
+def compile_code(code):
+    """Machine code of one kernel, a cubin."""
+    repair_numpy()
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+    from numba import cuda
+
+    from fastxent.backends.cuda.primitives import OPS
+
+    # made anew for each: numba-cuda keeps compiled functions by signature, not by architecture
+    function = function_of(OPS, code)
+    major, minor = code.architecture
+    with _without_device(code.architecture):
+        ir, _ = cuda.compile(
+            function, _signature(function), device=False, abi="numba", cc=code.architecture, output="ltoir",
+            launch_bounds=(code.kind.threads * code.kind.rows, resident(code.kind)),
+        )  # fmt: skip
+    options = LinkerOptions(arch=f"sm_{major}{minor}", link_time_optimization=True)
+    return bytes(Linker(ObjectCode.from_ltoir(ir), options=options).link("cubin").code)
+
+
+def entry_of(cubin):
+    """The kernel's name within its machine code."""
+    (name,) = set(re.findall(rb"\.text\.([A-Za-z_][\w$]*)\x00", cubin))
+    return name.decode()
+
+
+def machine_code(code):
+    """`compile_code`, from the disk where it has been kept before."""
+    folder = cache.folder()
+    if folder is None:
+        return compile_code(code)
+    name = hashlib.sha256(f"{_compilers()} {code}".encode()).hexdigest()[:32]
+    file = folder / f"{code.name}-{code.kind.form}-{name}.cubin"
+    with contextlib.suppress(OSError):
+        return file.read_bytes()
+    cubin = compile_code(code)
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
+        part.write(cubin)
+        part.flush()
+        Path(part.name).replace(file)
+    return cubin

@@ -1,0 +1,151 @@
+"""The threads of a simulated kernel and what they share: one runs at a time, until it waits for others.
+
+Memory is what a launch was given, and every address is checked against it.
+"""
+
+import ctypes
+import functools
+import random
+import threading
+from collections import deque
+
+import numpy as np
+
+WARP = 32
+NONSENSE = 0xFB  # a NaN of no use in float32, bfloat16 and float16, and a number nobody expects in the others
+
+
+class SimulationError(RuntimeError):
+    """What a kernel must not do."""
+
+
+class _Meeting:
+    """Threads that wait for each other: a block or a warp."""
+
+    def __init__(self, size):
+        self.size, self.arrived = size, {}
+
+
+class _Block:
+    def __init__(self, number, threads, shared_bytes):
+        self.number = number
+        self.shared = np.full(shared_bytes, NONSENSE, np.uint8)
+        self.everyone = _Meeting(threads)
+        self.warps = [_Meeting(min(WARP, threads - start)) for start in range(0, threads, WARP)]
+
+
+class _Thread(threading.Thread):
+    def __init__(self, launch, block, index, body):
+        super().__init__(daemon=True)
+        self.launch, self.block, self.index, self.body = launch, block, index, body
+        self.warp = block.warps[index // WARP]
+        self.go = threading.Semaphore(0)
+        self.failure, self.finished, self.found = None, False, None
+
+    def run(self):
+        self.go.acquire()
+        try:
+            with np.errstate(all="ignore"):
+                self.body()
+        except BaseException as failure:
+            self.failure = failure
+        self.finished = True
+        self.launch.control.release()
+
+    def pause(self):
+        """Let others run until the launch comes back to this thread."""
+        self.launch.control.release()
+        self.go.acquire()
+        if self.launch.stopped:
+            raise SystemExit
+
+    def meet(self, meeting, value=None):
+        """Wait until all have come; what each brought, by thread."""
+        meeting.arrived[self.index] = value
+        if len(meeting.arrived) == meeting.size:
+            self.launch.release(meeting)
+        else:
+            self.launch.waiting[self] = meeting
+            self.pause()
+        return self.found
+
+
+class Launch:
+    """One kernel on a grid of ``blocks`` blocks of ``threads`` threads, ``resident`` of them at a time.
+
+    ``order`` permutes the blocks, as a GPU may.
+    """
+
+    def __init__(self, buffers):
+        self.buffers = buffers
+        self.control, self.stopped = threading.Semaphore(0), False
+        self.idle = 0
+        self.ready: deque[_Thread] = deque()
+        self.waiting: dict[_Thread, _Meeting] = {}
+        self._chance = random.Random(0)  # noqa: S311  threads take turns as they like on a GPU
+
+    def run(self, kernel, arguments, blocks, threads, shared_bytes=0, resident=1, order=None):
+        """Run the kernel to its end."""
+        queue = deque(range(blocks) if order is None else order)
+        alive: dict[_Block, int] = {}
+        try:
+            while queue or alive:
+                while queue and len(alive) < resident:
+                    block = _Block(queue.popleft(), threads, shared_bytes)
+                    alive[block] = threads
+                    for index in range(threads):
+                        thread = _Thread(self, block, index, functools.partial(kernel, *arguments))
+                        thread.start()
+                        self.ready.append(thread)
+                self._step(alive)
+        finally:
+            self._stop()
+
+    def _step(self, alive):
+        if not self.ready or self.idle > 4 * len(self.ready) + 1000:
+            raise SimulationError("threads wait for each other for ever")
+        self.ready.rotate(self._chance.randrange(len(self.ready)))
+        thread = self.ready.popleft()
+        thread.go.release()
+        self.control.acquire()
+        if thread.failure is not None:
+            raise thread.failure
+        if thread.finished:
+            self._leave(thread, alive)
+
+    def _leave(self, thread, alive):
+        self.idle = 0
+        meeting = thread.block.everyone
+        meeting.size -= 1
+        if meeting.size and len(meeting.arrived) == meeting.size:
+            self.release(meeting)
+        if thread.warp.arrived:
+            raise SimulationError("a thread has ended while its warp waits for it")
+        thread.warp.size -= 1
+        alive[thread.block] -= 1
+        if not alive[thread.block]:
+            del alive[thread.block]
+
+    def release(self, meeting):
+        """Let all go on who have come to a meeting."""
+        found, meeting.arrived = meeting.arrived, {}
+        self.idle = 0
+        for thread in [thread for thread, where in self.waiting.items() if where is meeting]:
+            del self.waiting[thread]
+            thread.found = found
+            self.ready.append(thread)
+        threading.current_thread().found = found  # type: ignore[attr-defined]
+
+    def _stop(self):
+        self.stopped = True
+        for thread in [*self.ready, *self.waiting]:
+            thread.go.release()
+
+    def memory(self, address, size):
+        """The bytes at an address, checked."""
+        address = int(address)
+        if address % min(size, 16):
+            raise SimulationError(f"{size} bytes are taken from {address:#x}, which is no multiple of that")
+        if not any(first <= address and address + size <= last for first, last in self.buffers):
+            raise SimulationError(f"{size} bytes at {address:#x} lie outside every buffer of the launch")
+        return np.frombuffer((ctypes.c_char * size).from_address(address), np.uint8)

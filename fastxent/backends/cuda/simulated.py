@@ -1,0 +1,307 @@
+"""A GPU in NumPy: the functions of `primitives` and a scheduler, so that every kernel runs where there is no device.
+
+A kernel is run as the Python it is written in, a thread of the operating system for each of CUDA's, one at a time.
+Many blocks may be on the way at once, so that blocks which wait for each other are simulated too, and in any order, as
+on a GPU. What a GPU would leave unsaid is an error: an address outside the buffers of a launch or not a multiple of
+what is loaded there, a shuffle that not all threads of a warp take part in, threads that wait for ever. Lanes are
+arrays. Shared memory starts as nonsense.
+"""
+
+import functools
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+from fastxent.backends.cuda import compiler
+from fastxent.backends.cuda.forms import FORMS
+from fastxent.backends.cuda.layout import SIMULATED
+from fastxent.backends.cuda.scheduler import NONSENSE, WARP, Launch, SimulationError
+from fastxent.rowmath import NumpyOps
+
+_EX2_UNITS = 2  # last places that the CUDA C++ programming guide allows exp2f, which is ex2.approx
+
+
+class Machine:
+    """The methods of `machine.Machine` without a GPU. Copies are immediate, and so is what a kernel does."""
+
+    layout, name, architecture = SIMULATED, "simulated", (9, 0)
+    together = 4  # blocks that wait for each other; so many are on the way
+
+    def __init__(self):
+        self._memory = {}
+        # blocks come in any order on a GPU
+        self._order = np.random.default_rng(0)
+
+    def new_stream(self):
+        """There is nothing to wait for."""
+        return None
+
+    def fits(self, array, size):
+        """Only what is wanted, so that an access beyond it is found."""
+        return array.nbytes == _whole_words(size)
+
+    def allocate(self, size):
+        """Two arrays of their own, each at a multiple of 16 bytes."""
+        host, device = (_aligned(_whole_words(size)) for _ in range(2))
+        self._memory[device.ctypes.data] = device
+        return host, device.ctypes.data
+
+    def release(self, array, address):
+        """Forget the device's."""
+        del self._memory[address]
+
+    def spoil(self, array, address):
+        """What a kernel is to fill holds nonsense before."""
+        self._memory[address][:] = NONSENSE
+
+    def reserve(self, size):
+        """So many bytes."""
+        memory = _aligned(_whole_words(size))
+        self._memory[memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def unreserve(self, address):
+        """Forget them."""
+        del self._memory[address]
+
+    def copy_to_device(self, stream, array, address):
+        """From an array."""
+        self._memory[address][: array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def copy_to_host(self, stream, array, address):
+        """To an array."""
+        array.reshape(-1).view(np.uint8)[:] = self._memory[address][: array.nbytes]
+
+    def clear(self, stream, array, address):
+        """Zeros."""
+        self._memory[address][: array.nbytes] = 0
+
+    def copy(self, stream, source, target, size):
+        """At once."""
+        self._bytes(target, size)[:] = self._bytes(source, size)
+
+    def _bytes(self, address, size):
+        """Some of a piece of memory, from any address within."""
+        (piece,) = (memory for first, memory in self._memory.items() if first <= address < first + memory.nbytes)
+        return piece[address - piece.ctypes.data :][:size]
+
+    def seconds(self, stream, body):
+        """Of the simulation: a number to test with, and no more."""
+        start = time.perf_counter()
+        body()
+        return time.perf_counter() - start
+
+    def wait(self, stream):
+        """Nothing is on the way."""
+
+    def launch(self, stream, name, kind, arguments, blocks, written=None, entries="gradient", shared=0, resident=None):
+        """Run a kernel to its end."""
+        function = compiler.function_of(OPS, compiler.Code(name, kind, written, entries, self.architecture))
+        buffers = [(first, first + array.nbytes) for first, array in self._memory.items()]
+        order, resident = self._order.permutation(blocks).tolist(), resident or self.together
+        Launch(buffers).run(
+            function, arguments, blocks, kind.threads * kind.rows, shared, resident or self.together, order
+        )
+
+
+def _whole_words(size):
+    """So many bytes that a word of 16 which holds one of them is whole."""
+    return -(-max(size, 1) // 16) * 16
+
+
+def _aligned(size):
+    room = np.full(size + 16, NONSENSE, np.uint8)
+    start = -room.ctypes.data % 16
+    return room[start : start + size]
+
+
+def _me():
+    return threading.current_thread()
+
+
+def _of_memory(dtype, count=None):
+    dtype = np.dtype(dtype)
+
+    def load(address):
+        found = _me().launch.memory(address, dtype.itemsize * (count or 1)).view(dtype)
+        return found.copy() if count else found[0]
+
+    def store(address, value):
+        _me().launch.memory(address, dtype.itemsize * (count or 1)).view(dtype)[:] = value
+
+    return load, store
+
+
+def _of_shared(dtype, count=None):
+    dtype = np.dtype(dtype)
+
+    def where(offset):
+        size = dtype.itemsize * (count or 1)
+        shared = _me().block.shared
+        if offset % size or not 0 <= offset <= len(shared) - size:
+            raise SimulationError(f"{size} bytes at {offset} of {len(shared)} bytes of shared memory")
+        return shared[offset : offset + size].view(dtype)
+
+    def load(offset):
+        found = where(int(offset))
+        return found.copy() if count else found[0]
+
+    def store(offset, value):
+        where(int(offset))[:] = value
+
+    return load, store
+
+
+load_word, store_word = _of_memory(np.int32, 4)
+load_float64, store_float64 = _of_memory(np.float64)
+load_int64, store_int64 = _of_memory(np.int64)
+shared_load_word, shared_store_word = _of_shared(np.int32, 4)
+shared_load_float64, shared_store_float64 = _of_shared(np.float64)
+
+
+def _meet_warp(value):
+    me = _me()
+    if me.warp.size % WARP:
+        raise SimulationError("a warp whose threads have not all come this far")
+    return me.meet(me.warp, value)
+
+
+def _shuffle_xor(x, distance):
+    return _meet_warp(x)[_me().index ^ int(distance)]
+
+
+def _first_of_warp(x):
+    return _meet_warp(x)[_me().index // WARP * WARP]
+
+
+def _sync_block():
+    _me().meet(_me().block.everyone)
+
+
+def _take_ticket(address):
+    number = load_int64(address)
+    store_int64(address, number + 1)
+    return number
+
+
+def _wait_for(address, value):
+    while load_int64(address) != value:
+        me = _me()
+        me.launch.idle += 1
+        me.launch.ready.append(me)
+        me.pause()
+
+
+def _publish(address, value):
+    _me().launch.idle = 0
+    store_int64(address, value)
+
+
+def _raise_flag(address, value):
+    store_int64(address, max(load_int64(address), value))
+
+
+def _exp2_of_fraction(x):
+    """Off by as much as a GPU may be, up or down."""
+    nearest = np.exp2(np.asarray(x, np.float64)).astype(np.float32)
+    off = np.where(np.asarray(x).view(np.int32) & 1, _EX2_UNITS, -_EX2_UNITS).astype(np.int32)
+    return np.where(np.asarray(x) == 0, np.float32(1), (nearest.view(np.int32) + off).view(np.float32))
+
+
+def _fma(a, b, c):
+    """Veltkamp's split makes a NaN of an infinity."""
+    plain = np.asarray(a) * b + c
+    return np.where(np.isfinite(plain), NumpyOps.fma(a, b, c), plain)[()]
+
+
+def _weighted(weight, x):
+    return np.where(weight != 0, weight * x, weight.dtype.type(0))
+
+
+def _fold(combine):
+    def fold(x):
+        while len(x) > 1:
+            x = combine(x[: len(x) // 2], x[len(x) // 2 :])
+        return x[0]
+
+    return fold
+
+
+def _realigned(first, second, shift):
+    both = np.concatenate([first, second]).view(np.uint8)
+    return both[int(shift) : int(shift) + 16].copy().view(np.int32)
+
+
+@functools.cache
+def form(name):
+    """What a kernel knows of the number format ``name``."""
+    about = FORMS[name]
+
+    load_one, store_one = _of_memory(about.real)
+
+    def store_some(address, word, first, stop):
+        for k in range(max(0, int(first)), min(about.lanes, int(stop))):
+            place = slice(k * about.itemsize, (k + 1) * about.itemsize)
+            _me().launch.memory(address + k * about.itemsize, about.itemsize)[:] = word.view(np.uint8)[place]
+
+    return SimpleNamespace(
+        itemsize=about.itemsize,
+        count=about.lanes,
+        real=about.real,
+        decode=lambda word: word.view(about.dtype).astype(about.real),
+        encode=lambda x: x.astype(about.dtype).view(np.int32),
+        load_one=load_one,
+        store_one=store_one,
+        store_some=store_some,
+        realigned=_realigned,
+        lanes_of=lambda value: np.full(about.lanes, value, about.real),
+        from_bits=lambda bits: np.array([bits], np.int64).view(about.real)[0],
+        to_real=lambda x: np.asarray(x).astype(about.real)[()],
+    )
+
+
+OPS = SimpleNamespace(
+    function=NumpyOps.function,
+    fma=_fma,
+    at_least=NumpyOps.at_least,
+    bits=NumpyOps.bits,
+    where=np.where,
+    rint=np.rint,
+    to_float64=NumpyOps.to_float64,
+    exp2_of_fraction=_exp2_of_fraction,
+    larger=np.fmax,
+    less_the_base=np.subtract,
+    weighted=_weighted,
+    numbered=lambda like: np.arange(len(like), dtype=np.int32),
+    sum_lanes=_fold(np.add),
+    peak_of_lanes=_fold(np.fmax),
+    lane=lambda x, k: x[int(k)],
+    concatenated=lambda x, y: np.concatenate([x, y]),
+    first_half=lambda x: x[: len(x) // 2],
+    second_half=lambda x: x[len(x) // 2 :],
+    leading=lambda x, like: x[: len(like)],
+    thread=lambda: _me().index,
+    block=lambda: _me().block.number,
+    shuffle_xor=_shuffle_xor,
+    first_of_warp=_first_of_warp,
+    sync_block=_sync_block,
+    sync_warp=lambda: _meet_warp(None),
+    load_word=load_word,
+    store_word=store_word,
+    shared_load_word=shared_load_word,
+    shared_store_word=shared_store_word,
+    load_float64=load_float64,
+    store_float64=store_float64,
+    load_int64=load_int64,
+    shared_load_float64=shared_load_float64,
+    shared_store_float64=shared_store_float64,
+    take_ticket=_take_ticket,
+    publish=_publish,
+    wait_for=_wait_for,
+    raise_flag=_raise_flag,
+    int32=int,
+    int64=int,
+    form=form,
+)

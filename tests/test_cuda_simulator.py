@@ -1,0 +1,277 @@
+"""Every CUDA kernel on the simulated GPU, against exact arithmetic and against its own bits.
+
+The simulated layout is small, so that small problems meet every case: rows of a warp and of a block, ragged words,
+rows of several strips. What must not happen on a GPU is an error there: tests at the end see that it is.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent.backends import cuda, reference
+from fastxent.backends.cuda import compiler, kernels, run, simulated
+from fastxent.backends.cuda.stream import Slot
+from fastxent.bench.cases import AGREEMENT, SMALL_DTYPES, Case
+from fastxent.state import IGNORED, LARGEST, Coefficients, LseState, Spread
+from tests import exact
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch):
+    monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+
+
+def options(**named):
+    return tuple(named.items())
+
+
+# few rows, for a simulated row takes a tenth of a second
+COMMON = (
+    *(Case(3, width) for width in (1, 4, 63, 64, 65)),  # two rows a block, each a warp's
+    *(Case(2, width) for width in (300, 512, 513, 1203)),  # a block, a whole strip, two, three
+    *(Case(2, 300, kind) for kind in ("flat", "offset", "huge offset", "sorted", "ties")),
+    *(Case(2, 1203, kind) for kind in ("confident", "masked")),
+    *(Case(2, 40, kind) for kind in ("confident", "wide", "masked")),
+    *(Case(2, width, "confident", "float64") for width in (21, 300)),
+    Case(2, 300, "huge offset", "float64"),
+    *(Case(2, width, "confident", dtype) for dtype in SMALL_DTYPES for width in (40, 301)),
+    Case(6, 70, ignored=0.3, weights=True, options=options(label_smoothing=0.1, z_loss=1e-3, reduction="none")),
+    Case(2, 600, weights=True, options=options(label_smoothing=0.3, reduction="sum")),
+    Case(3, 600, "masked", weights=True, targets="dense", options=options(z_loss=1e-3)),
+    Case(2, 70, "confident", targets="dense", options=options(temperature=0.3, label_smoothing=0.1)),
+    Case(2, 300, "confident", targets="sparse", options=options(reduction="none", label_smoothing=0.1)),
+    Case(2, 40, options=options(softcap=5.0, temperature=0.8, label_smoothing=0.2)),
+    Case(2, 600, "wide", options=options(softcap=30.0, reduction="none")),
+    Case(2, 60, "wide", "float64", weights=True, targets="dense", options=options(label_smoothing=1.0)),
+    Case(2, 70, "typical", "float64", options=options(softcap=3.0, temperature=1.5)),
+    Case(3, 301, "typical", "bfloat16", weights=True, options=options(softcap=3.0, label_smoothing=0.1)),
+    Case(2, 150, "typical", "float8_e5m2", weights=True, targets="dense"),
+)
+
+
+def check(case):
+    want = exact.Exact(case)
+    loss, gradient = fastxent.cross_entropy_with_grad(want.logits, want.targets, backend="cuda", **want.options)
+    alone = fastxent.cross_entropy(want.logits, want.targets, backend="cuda", **want.options)
+    np.testing.assert_array_equal(alone, loss)
+    tiny = np.finfo(exact.computed(case.dtype)).tiny
+    scale = np.abs(want.loss) + want.loss_slack / want.loss_budget
+    exact.assert_close(loss, want.loss, scale, want.loss_budget, tiny)
+    assert not gradient[~want.counted].any()
+    exact.assert_close(gradient, want.gradient, want.terms, want.gradient_budget, tiny)
+
+
+@pytest.mark.parametrize("case", COMMON, ids=lambda case: case.name)
+def test_losses_and_gradients_keep_the_promise(case):
+    check(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", AGREEMENT, ids=lambda case: case.name)
+def test_every_case_keeps_the_promise(case):
+    check(case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(("classes", "kind"), [(40, "wide"), (300, "confident"), (1203, "masked")])
+def test_softmax_log_softmax_and_logsumexp(dtype, classes, kind):
+    logits, _, _ = Case(2, classes, kind, dtype).build()
+    z = logits.astype(exact.REAL)
+    computed = exact.computed(dtype)
+    tiny, largest = np.finfo(computed).tiny, z.argmax(axis=1)
+    excess = np.array([exact.nll(row, k) for row, k in zip(z, largest, strict=True)])[:, None]
+    peak = z.max(axis=1, keepdims=True)
+    p = np.exp((z - peak) - excess)
+    got = cuda.softmax(logits, np.empty(logits.shape, dtype))
+    exact.assert_close(got, p, p, exact.GRADIENT[computed], tiny)
+    got = cuda.log_softmax(logits, np.empty(logits.shape, dtype))
+    terms = (peak - z) + excess
+    exact.assert_close(got, -terms, np.where(np.isfinite(terms), terms, 0), exact.LOSS[computed], tiny)
+    lse = cuda.logsumexp(logits)
+    exact.assert_close(lse, (peak + excess)[:, 0], (np.abs(peak) + excess)[:, 0], exact.LOSS[computed], tiny)
+
+
+@pytest.mark.parametrize("bad", [[-np.inf] * 3, [np.inf, 0, 0], [np.nan, 0, 1], [np.nan] * 3], ids=str)
+@pytest.mark.parametrize("classes", [40, 600])
+def test_a_bad_row_is_nan_alone(bad, classes):
+    logits = np.full((3, classes), -np.inf, np.float32)
+    logits[:, :3] = 0
+    logits[1, :3] = bad
+    for target in (0, LARGEST):
+        targets = np.full(3, target)
+        out = np.empty_like(logits)
+        nothing = np.zeros(1)
+        found = cuda.statistics_and_gradient(
+            logits, targets, Coefficients(np.ones(1), nothing, nothing, nothing), out, wanted=("lse",)
+        )
+        np.testing.assert_array_equal(np.isnan(found.nll), [False, True, False])
+        assert np.isnan(out[1, :3]).all()
+        assert np.isfinite(out[::2]).all()
+    with np.errstate(invalid="ignore"):
+        want = [np.log(3), reference.logsumexp(logits[1:2])[0], np.log(3)]
+    np.testing.assert_allclose(cuda.logsumexp(logits), want, rtol=1e-7)
+
+
+@pytest.mark.parametrize("spread", [None, Spread(np.linspace(0.1, 2, 1203), None, 0.0, 1.0)], ids=["plain", "weights"])
+def test_shards_are_the_whole(spread):
+    """A cut at a multiple of the strip leaves the very bits."""
+    logits, targets, _ = Case(3, 1203, "confident").build()
+    targets[1] = IGNORED
+    whole = cuda.accumulate(logits, targets, spread=spread)
+    strip = simulated.SIMULATED.strip // 4
+    for cut, exactly in ((strip, True), (2 * strip, True), (700, False)):
+        state = None
+        for start, stop in ((0, cut), (cut, 1203)):
+            part = None if spread is None else spread._replace(weight=spread.weight[start:stop])
+            shard = np.ascontiguousarray(logits[:, start:stop])
+            state = cuda.accumulate(shard, targets, spread=part, vocab_start=start, state=state)
+        np.testing.assert_allclose(state.nll(), whole.nll(), rtol=0 if exactly else 5e-7)
+        if exactly and spread is None:
+            np.testing.assert_array_equal(state.columns, whole.columns)
+    want = reference.accumulate(logits, targets, spread=spread)
+    np.testing.assert_allclose(whole.nll(), want.nll(), rtol=5e-7)
+    for field in ("peak", "gap", "mass"):
+        np.testing.assert_allclose(whole[field], want[field], rtol=1e-6)
+    assert isinstance(whole, LseState)
+
+
+def results(logits, targets, out=None, **named):
+    named = {"reduction": "none", "label_smoothing": 0.1, "backend": "cuda"} | named
+    loss, gradient = fastxent.cross_entropy_with_grad(logits, targets, out=out, **named)
+    return loss.tobytes(), gradient.tobytes()
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("float32", 45), ("float32", 1203), ("bfloat16", 301)])
+class TestSameBits:
+    def test_for_any_address(self, dtype, classes, monkeypatch):
+        """Rows one after the other begin anywhere; those of the backend's own buffers at multiples of 16 bytes."""
+        logits, targets, _ = Case(5, classes, "wide", dtype).build()
+        want = results(logits, targets)
+
+        def packed(slot, name, values, dtype):
+            return slot.upload(name, values, dtype), values.shape[1]
+
+        monkeypatch.setattr(Slot, "upload_rows", packed)
+        assert results(logits, targets) == want
+        monkeypatch.setattr(run, "_padded", lambda classes, dtype: classes)
+        assert results(logits, targets) == want
+        if dtype == "bfloat16":
+            wide = np.empty(logits.shape, np.float32)
+            results(logits, targets, wide)
+            assert wide.astype(dtype).tobytes() == want[1]
+
+    def test_for_blocks_that_wait_and_blocks_that_read_again(self, dtype, classes, monkeypatch):
+        logits, targets, _ = Case(4, classes, "wide", dtype, ignored=0.3).build()
+        want = results(logits, targets)
+        monkeypatch.setattr(simulated.Machine, "together", 0)
+        monkeypatch.setattr(simulated.Machine, "launch", functools.partialmethod(simulated.Machine.launch, resident=1))
+        assert results(logits, targets) == want
+
+    def test_for_any_batch_split_order_and_place(self, dtype, classes):
+        logits, targets, _ = Case(5, classes, "confident", dtype).build()
+        loss, gradient = results(logits, targets)
+        for rows in (slice(0, 1), slice(1, 5), [4, 2, 0]):
+            got = results(np.ascontiguousarray(logits[rows]), targets[rows])
+            assert got[0] == np.frombuffer(loss, np.float32)[rows].tobytes()
+            assert got[1] == np.frombuffer(gradient, dtype).reshape(logits.shape)[rows].tobytes()
+        kept = logits.copy()
+        assert results(kept, targets, out=kept)[1] == gradient
+
+
+def test_a_target_out_of_range_is_flagged_and_not_read(monkeypatch):
+    """The host checks its own targets, so this is what a kernel does with those it has not seen."""
+    flags = []
+    zeros = Slot.zeros
+
+    def spied(slot, name, count):
+        address = zeros(slot, name, count)
+        flags.extend([(slot, address)] * (name == "flag"))
+        return address
+
+    monkeypatch.setattr(Slot, "zeros", spied)
+    for classes in (40, 600):
+        logits, nothing = np.zeros((3, classes), np.float32), np.zeros(1)
+        out = np.ones_like(logits)
+        coefficients = Coefficients(np.ones(1), nothing, nothing, nothing)
+        found = cuda.statistics_and_gradient(logits, np.array([0, classes, 1]), coefficients, out)
+        np.testing.assert_array_equal(np.isnan(found.nll), [False, True, False])
+        np.testing.assert_array_equal(np.isnan(out).all(axis=1), [False, True, False])
+        slot, address = flags[-1]
+        assert slot.machine._memory[address].view(np.int64)[0] == 2
+
+
+def test_rows_with_and_without_a_target_are_not_mixed():
+    with pytest.raises(NotImplementedError, match="separate calls"):
+        cuda.statistics(np.zeros((2, 4), np.float32), np.array([LARGEST, 0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_binary(dtype):
+    rng = np.random.default_rng(0)
+    logits = np.concatenate([[30, -30, 80, -80, np.inf, -np.inf], 4 * rng.standard_normal(600)]).astype(dtype)
+    targets, weight = (rng.random(606) < 0.5).astype(dtype), rng.integers(0, 3, 606).astype(float)
+    arguments = {"weight": weight, "pos_weight": np.full(606, 2.5), "reduction": "none", "label_smoothing": 0.0}
+    got, want = (
+        (
+            fastxent.binary_cross_entropy_with_logits(logits, targets, backend=backend, **arguments),
+            fastxent.binary_cross_entropy_with_logits_grad(logits, targets, backend=backend, **arguments),
+        )
+        for backend in ("cuda", "reference")
+    )
+    budget = {"float32": 1e-6, "float64": 4e-15}[dtype]
+    for left, right in zip(got, want, strict=True):
+        np.testing.assert_allclose(left, right, rtol=budget)
+
+
+class TestSimulation:
+    """What must not happen is seen."""
+
+    def launch(self, kernel, buffers=(), threads=32, shared=0):
+        simulated.Launch(list(buffers)).run(kernel, (), 1, threads, shared)
+
+    def test_addresses(self):
+        room = simulated._aligned(64)
+        first = room.ctypes.data
+        for address, message in ((first + 64, "outside"), (first - 16, "outside"), (first + 4, "no multiple")):
+            with pytest.raises(simulated.SimulationError, match=message):
+                self.launch(lambda at=address: simulated.load_word(at), [(first, first + 64)])
+        with pytest.raises(simulated.SimulationError, match="shared memory"):
+            self.launch(lambda: simulated.shared_load_word(16), shared=16)
+
+    def test_threads_that_wait_for_ever(self):
+        room = simulated._aligned(16)
+        room[:] = 0
+        address = room.ctypes.data
+        with pytest.raises(simulated.SimulationError, match="for ever"):
+            self.launch(lambda: simulated.OPS.wait_for(address, 1), [(address, address + 16)])
+
+        def some_shuffle():
+            if simulated.OPS.thread() < 3:
+                simulated.OPS.shuffle_xor(0.0, 1)
+
+        with pytest.raises(simulated.SimulationError, match="warp"):
+            self.launch(some_shuffle)
+
+    def test_every_kernel_is_in_this_file(self, monkeypatch):
+        """Kernels are found by name where they are launched."""
+        seen = set()
+        function_of = compiler.function_of
+
+        def spied(ops, code):
+            seen.add(code.name)
+            return function_of(ops, code)
+
+        monkeypatch.setattr(compiler, "function_of", spied)
+        for classes in (4, 600, 2100):
+            logits = np.zeros((1, classes), np.float32)
+            fastxent.cross_entropy(logits, [0], backend="cuda")
+            fastxent.cross_entropy_grad(logits, [0], backend="cuda")
+        cuda.accumulate(logits, np.zeros(1, int))
+        fastxent.binary_cross_entropy_with_logits(logits[0], logits[0], backend="cuda")
+        function = compiler.function_of
+        monkeypatch.undo()
+        kind = simulated.SIMULATED.kind("float32", 600, False, "none", False)
+        built = vars(kernels.build(simulated.OPS, kind, "float32")) | {"binary": function}
+        assert seen == set(built)
