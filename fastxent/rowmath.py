@@ -286,14 +286,14 @@ def build_terms(ops, real):
         close = fma(y * z, near_zero(z), y)
         return where(size < small, close, where(y < zero, zero - far, far)), four * (q * share) * share
 
-    def polynomial(c):
+    def series(c):
         c0, c1 = c[:2]
         if len(c) == 2:
             return function(lambda x: fma(x, c1, c0))
-        higher = polynomial(c[1:])
+        higher = series(c[1:])
         return function(lambda x: fma(higher(x), x, c0))
 
-    exp_tail, entropy_of_half, atanh_over = (polynomial(c) for c in real.divergences)
+    exp_tail, entropy_of_half, atanh_over = (series(c) for c in real.divergences)
     half, two, tiny, ln2 = real.type(0.5), real.type(2.0), np.finfo(real.type).tiny, real.type(LN2)
 
     @function

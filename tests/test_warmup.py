@@ -20,6 +20,9 @@ for shape in ((2, 3), (3, 200), (3000, 100), (600, 1000), (1, 600_000)):
     fastxent.cross_entropy(np.asfortranarray(logits), targets.astype(np.uint8))
     fastxent.log_softmax(logits), fastxent.softmax(logits), fastxent.logsumexp(logits)
     cpu.accumulate(logits, targets)
+    fastxent.score(logits, targets, top_k=2, ids=[0], temperature=0.5, softcap=3.0)
+    fastxent.compare_models(logits, logits, targets)
+    fastxent.entropy_from_logits(logits), fastxent.js_divergence_from_logits(logits, logits)
     soft, few = np.full(shape, 0.5, np.float32), (targets[:, None], np.ones((shape[0], 1)))
     for kind in (targets, soft, few):
         options = {"z_loss": 0.1, "softcap": 3.0, "temperature": 0.5, "sample_weight": np.ones(shape[0])}
@@ -45,14 +48,14 @@ def warm(folder, dtypes, calls):
 
 
 def test_nothing_is_left_to_compile_for_a_dtype(tmp_path):
-    assert warm(tmp_path, ["float32"], ["float32"]) <= 10
+    assert warm(tmp_path, ["float32"], ["float32"]) <= 22
 
 
 @pytest.mark.slow
-def test_at_most_sixty_kernels_for_all(tmp_path):
-    """Four minutes on two cores."""
+def test_how_many_kernels_there_are(tmp_path):
+    """Five for each dtype and two more where it is written too, parallel and serial; and copies of four sizes."""
     dtypes = ["float32", "float64", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
-    assert warm(tmp_path, [], dtypes) <= 60
+    assert warm(tmp_path, [], dtypes) <= 92
 
 
 def test_nowhere_to_keep_kernels_is_one_line(tmp_path):

@@ -123,7 +123,7 @@ def copy_axes(source, destination, outer, rows, columns, swap, unit, size):
                 _copy_line(from_ + row * rows[1], to + row * rows[2], columns, swap, unit, size)
 
 
-_copy_axes = Twins(copy_axes)
+KERNEL = Twins(copy_axes)
 _UNITS = {size: np.dtype(f"u{size}").type(0) for size in (1, 2, 4, 8)}
 
 
@@ -143,7 +143,7 @@ def copy(source, destination):
     rows, outer, *rest = *sorted(others, key=lambda axis: abs(axis[1])), _ONE, _ONE
     start, end = (array.__array_interface__["data"][0] for array in (source, destination))
     for from_, to in _corners(start, end, [axis for axis in rest if axis is not _ONE]):
-        _copy_axes(source.size, from_, to, outer, rows, columns, swap, _UNITS[size], size)
+        KERNEL(source.size, from_, to, outer, rows, columns, swap, _UNITS[size], size)
 
 
 _ONE = (1, 0, 0)

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastxent import checks
 from fastxent.backends import cpu
-from fastxent.backends.cpu import cache
+from fastxent.backends.cpu import cache, strided
 from fastxent.backends.cpu.formats import STAND_INS
 from fastxent.backends.cpu.twins import PARALLEL_FROM
 from fastxent.state import Coefficients
@@ -27,6 +27,7 @@ def compile_for(dtype):
         cpu.statistics(logits, targets)
         cpu.accumulate(logits, targets)
         cpu.score(logits, targets)
+        cpu.divergences(logits, logits, np.zeros(shape[0]), np.zeros(shape[0]))
         if dtype == own:  # smaller formats come as float32
             flat, one = logits.reshape(-1), np.ones(1)
             cpu.binary(flat, flat, one, one, 0.0, one, np.empty(logits.size), flat.copy())
@@ -38,8 +39,17 @@ def compile_for(dtype):
     return sum(signature[0].dtype == stored for twin in twins for signature in twin.signatures)
 
 
+def compile_copies(sizes=(1, 2, 4, 8)):
+    """Compile the copies between layouts of elements of ``sizes`` bytes; how many specialisations that are."""
+    for size in sizes:
+        for rows, classes in _SHAPES:
+            strided.copy(np.zeros((rows, classes), f"u{size}"), np.zeros((rows, classes), f"u{size}"))
+    return sum(len(twin.signatures) for twin in (strided.KERNEL.serial, strided.KERNEL.parallel))
+
+
 def compile_all(dtypes=checks.DTYPES):
-    """Compile for each of ``dtypes``, as many at a time as Numba has threads; yields each with its number.
+    """Compile for each of ``dtypes``, as many at a time as Numba has threads; yields each with its number, and last the
+    copies between layouts.
 
     Raises
     ------
@@ -51,4 +61,6 @@ def compile_all(dtypes=checks.DTYPES):
     workers = min(len(dtypes), multiprocessing.cpu_count())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        copies = pool.submit(compile_copies)
         yield from zip(dtypes, pool.map(compile_for, dtypes), strict=True)
+        yield "layouts", copies.result()
