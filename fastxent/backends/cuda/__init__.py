@@ -2,8 +2,8 @@
 
 Arrays of the host go through page-locked memory in blocks of rows, copied while other blocks are computed. It is never
 chosen for them by itself. Logits, and what is written, may be arrays of a device instead, and stay there; targets and
-statistics are the host's, and a verb waits for the device. With FASTXENT_CUDA_SIMULATED=1 in the environment the GPU is one in NumPy: very slow, for
-tests.
+statistics are the host's, and a verb waits for the device. With FASTXENT_CUDA_SIMULATED=1 in the environment the GPU
+is one in NumPy: very slow, for tests.
 """
 
 import numpy as np
