@@ -12,6 +12,7 @@ import pytest
 import fastxent
 from fastxent.backends import cuda, reference
 from fastxent.backends.cuda import compiler, kernels, run, simulated
+from fastxent.backends.cuda.resident import DeviceRows
 from fastxent.backends.cuda.stream import Slot
 from fastxent.bench.cases import AGREEMENT, SMALL_DTYPES, Case
 from fastxent.state import IGNORED, LARGEST, Coefficients, LseState, Spread
@@ -178,6 +179,62 @@ class TestSameBits:
             assert got[1] == np.frombuffer(gradient, dtype).reshape(logits.shape)[rows].tobytes()
         kept = logits.copy()
         assert results(kept, targets, out=kept)[1] == gradient
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("float32", 45), ("float32", 1203), ("bfloat16", 1203)])
+class TestRowsOnTheDevice:
+    """They stay there, wherever they begin, and have the bits of those of the host."""
+
+    @pytest.fixture
+    def place(self, dtype, classes):
+        """Logits on the device, not at a multiple of 16 bytes; and how to look at them."""
+        logits, targets, _ = Case(3, classes, "wide", dtype).build()
+        machine, stride = run.runner().machine, classes + 3
+        size = logits.itemsize * (3 * stride + 1)
+        address = machine.reserve(size)
+        seen = machine._memory[address][logits.itemsize : size].view(dtype).reshape(3, stride)
+        seen[:, :classes] = logits
+        yield logits, targets, DeviceRows(address + logits.itemsize, 3, classes, stride, logits.dtype), seen
+        machine.unreserve(address)
+
+    def test_statistics(self, place):
+        logits, targets, rows, _ = place
+        wanted = "target_logit", "peak", "lse"
+        got, want = (cuda.statistics(given, targets, wanted=wanted) for given in (rows, logits))
+        for field in ("nll", *wanted):
+            np.testing.assert_array_equal(getattr(got, field), getattr(want, field))
+        np.testing.assert_array_equal(cuda.logsumexp(rows), cuda.logsumexp(logits))
+
+    def test_the_gradient_in_place(self, place, classes):
+        logits, targets, rows, seen = place
+        nothing = np.zeros(1)
+        coefficients, want = Coefficients(np.ones(1), nothing, nothing, nothing), np.empty_like(logits)
+        cuda.statistics_and_gradient(logits, targets, coefficients, want)
+        beside = seen[:, classes:].copy()
+        cuda.statistics_and_gradient(rows, targets, coefficients, rows)
+        assert seen[:, :classes].tobytes() == want.tobytes()
+        assert seen[:, classes:].tobytes() == beside.tobytes()
+
+    def test_formats_that_no_kernel_writes(self, place, dtype):
+        _, _, rows, _ = place
+        other = DeviceRows(rows.address, 3, rows.classes, rows.stride, np.dtype(np.float64))
+        with pytest.raises(NotImplementedError, match=f"{dtype} logits on a device"):
+            cuda.softmax(rows, other)
+
+
+def test_an_array_of_a_device_is_taken_for_its_rows(monkeypatch):
+    class Tensor:
+        """As torch's: only where it is is asked."""
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    runner, found = run.runner(), []
+    monkeypatch.setattr(run, "rows_of", lambda array, stream: found.append(array) or "rows")
+    tensor, array = Tensor(), np.zeros((1, 2))
+    assert runner.taken(tensor) == "rows"
+    assert found == [tensor]
+    assert runner.taken(array) is array
 
 
 def test_a_target_out_of_range_is_flagged_and_not_read(monkeypatch):

@@ -18,6 +18,7 @@ RECIPES = re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", TEXT, 
 
 def test_recipes_in_python():
     assert [title for title, _ in RECIPES] == [
+        "Loss",
         "Score",
         "Gradient",
         "Targets and options",
@@ -51,10 +52,13 @@ def test_shell_commands(tmp_path):
     group.create_array("logits", data=np.zeros((2, 3, 4), np.float32))
     group.create_array("tokens", data=np.arange(6).reshape(2, 3) % 4)
     commands = re.findall(r"^\$ fastxent (.*)$", TEXT, re.MULTILINE)
-    assert len(commands) == 6
+    pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
+    assert len(commands) == 8
     for command in commands:
         subprocess.run([sys.executable, "-m", "fastxent", *shlex.split(command)], cwd=tmp_path, check=True)
     assert (tmp_path / "scores.parquet").exists()
+    assert "Hardest rows" in (tmp_path / "report.html").read_text("utf-8")
+    assert "kl" in np.load(tmp_path / "both.npy").dtype.names
     assert zarr.open_group(tmp_path / "tokens.zarr", mode="r")["valid"][:].tolist() == [[True, True, False]] * 2
     np.testing.assert_allclose(np.load(tmp_path / "scores.npy")["log_prob"], -np.log(4), rtol=1e-6)
 

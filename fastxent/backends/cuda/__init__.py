@@ -1,8 +1,9 @@
 """The CUDA backend: the verbs every backend has, over rows on their way through a GPU.
 
 Arrays of the host go through page-locked memory in blocks of rows, copied while other blocks are computed. It is never
-chosen for them by itself. With FASTXENT_CUDA_SIMULATED=1 in the environment the GPU is one in NumPy: very slow, for
-tests.
+chosen for them by itself. Logits, and what is written, may be arrays of a device instead, and stay there; targets and
+statistics are the host's, and a verb waits for the device. With FASTXENT_CUDA_SIMULATED=1 in the environment the GPU
+is one in NumPy: very slow, for tests.
 """
 
 import numpy as np
@@ -33,6 +34,7 @@ def describe():
 
 def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, wanted=()):
     """See `fastxent.backends.reference.statistics`."""
+    logits = runner().taken(logits)
     result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
     runner().statistics(logits, targets, spread, scaling_of(logits.dtype, softcap, temperature), result)
     return result
@@ -42,14 +44,16 @@ def statistics_and_gradient(
     logits, targets, coefficients, out, *, spread=None, softcap=None, temperature=1.0, wanted=()
 ):
     """See `fastxent.backends.reference.statistics_and_gradient`."""
+    logits = runner().taken(logits)
     result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
-    scaling = scaling_of(logits.dtype, softcap, temperature)
-    runner().entries(logits, targets, coefficients, spread, scaling, result, out, "gradient")
+    scaling, written = scaling_of(logits.dtype, softcap, temperature), runner().taken(out)
+    runner().entries(logits, targets, coefficients, spread, scaling, result, written, "gradient")
     return result
 
 
 def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
     """See `fastxent.backends.reference.accumulate`."""
+    logits = runner().taken(logits)
     columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
     here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
     local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
@@ -69,11 +73,12 @@ def divergences(logits_p, logits_q, lse_p, lse_q):
 
 def logsumexp(logits, *, temperature=1.0):
     """See `fastxent.backends.reference.logsumexp`."""
+    logits = runner().taken(logits)
     wanted = "target_logit", "lse"
     found = statistics(logits, np.full(len(logits), LARGEST), temperature=temperature, wanted=wanted)
     # a row that holds infinities: one that is NaN too stays NaN
     for i in np.flatnonzero(np.isinf(found.target_logit)):
-        found.lse[i] = logits[i : i + 1][0].astype(np.float64).max()
+        found.lse[i] = runner().row(logits, i).astype(np.float64).max()
     return found.lse
 
 
@@ -96,6 +101,7 @@ def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losse
 
 
 def _of_largest(logits, out, extra, temperature, entries):
+    logits, out = runner().taken(logits), runner().taken(out)
     coefficients = Coefficients(hit=_NOUGHT, smooth=_NOUGHT, extra=extra, square=_NOUGHT)
     result, targets = Statistics.allocate(len(logits), ()), np.full(len(logits), LARGEST)
     scaling = scaling_of(logits.dtype, None, temperature)

@@ -12,12 +12,14 @@ from fastxent.backends.cuda.elements import Elements
 from fastxent.backends.cuda.finish import Coefficients as CoefficientAddresses
 from fastxent.backends.cuda.finish import Results
 from fastxent.backends.cuda.kernels import Rows, Written
+from fastxent.backends.cuda.resident import DeviceRows, rows_of
 from fastxent.backends.cuda.stream import Slot, in_turn
 from fastxent.backends.cuda.words import Scaling, Shares
 from fastxent.checks import loss_dtype
 from fastxent.state import IGNORED, LARGEST, Statistics
 
 _FIELDS = Statistics.__slots__
+_DLPACK_CUDA = 2
 
 
 class Runner:
@@ -41,29 +43,28 @@ class Runner:
     def entries(self, logits, targets, coefficients, spread, scaling, result, out, entries):
         """Fill `Statistics`, and ``out`` with the gradient or the log-softmax."""
         kind = kind_of(self.machine, logits.dtype, logits.shape[1], targets, scaling, spread)
-        written = logits.dtype if out.dtype == logits.dtype and out.dtype.itemsize > 1 else loss_dtype(logits.dtype)
-        how = {"written": written.name, "entries": entries}
+        written = _written_as(logits.dtype, out)
+        how, stays = {"written": written.name, "entries": entries}, isinstance(out, DeviceRows)
+        in_place = stays and isinstance(logits, DeviceRows) and out.address == logits.address
 
         def of_rows(slot, rows):
             given, shares = self._inputs(slot, logits, targets, rows, spread, kind)
-            results, of_loss = (
-                results_of(slot, _count(rows), wanted_of(result)),
-                coefficients_of(slot, coefficients.of(rows)),
-            )
-            stride = _padded(logits.shape[1], written)
-            place = Written(slot.reserve("written", (_count(rows), stride), written), stride)
-            launches.entries(slot, kind, given, shares, of_loss, scaling, results, place, False, **how)
-            filled = slot.download("written", (_count(rows), stride), written)
+            of_loss = coefficients_of(slot, coefficients.of(rows))
+            results = results_of(slot, _count(rows), wanted_of(result))
+            place = Written(out[rows].address, out.stride) if stays else _room_for(slot, rows, out, written)
+            launches.entries(slot, kind, given, shares, of_loss, scaling, results, place, in_place, **how)
             harvest = _harvest_results(slot, rows, result)
+            filled = None if stays else slot.download("written", (_count(rows), place.stride), written)
 
             def take():
                 harvest()
-                with np.errstate(over="ignore"):
-                    out[rows] = filled[:, : logits.shape[1]]
+                if filled is not None:
+                    with np.errstate(over="ignore"):
+                        out[rows] = filled[:, : logits.shape[1]]
 
             slot.then(take)
 
-        self._each_block(logits, of_rows)
+        self._each_block(logits, of_rows, stays)
 
     def accumulate(self, logits, targets, spread, scaling, columns):
         """Add the sums of all rows to ``columns`` (N, 9)."""
@@ -113,9 +114,32 @@ class Runner:
 
         self._in_slices(len(logits), self.machine.layout.launch // 32, of_elements)
 
-    def _each_block(self, logits, of_rows):
+    def taken(self, array):
+        """`DeviceRows` of an array that is on a device; any other as it is."""
+        if isinstance(array, np.ndarray | DeviceRows):
+            return array
+        if hasattr(array, "__dlpack_device__"):
+            on_device = array.__dlpack_device__()[0] == _DLPACK_CUDA
+        else:
+            on_device = hasattr(array, "__cuda_array_interface__")
+        return rows_of(array, self._slots[0].stream) if on_device else array
+
+    def row(self, logits, i):
+        """One row as an array."""
+        if not isinstance(logits, DeviceRows):
+            return logits[i : i + 1][0]
+        slot, found = self._slots[0], logits[i : i + 1]
+        array, _ = slot.piece("row", (found.classes,), found.dtype)
+        self.machine.copy_to_host(slot.stream, array, found.address)
+        self.machine.wait(slot.stream)
+        return array
+
+    def _each_block(self, logits, of_rows, stays=True):
+        """In blocks that are copied in turn; at once where nothing is copied."""
         size = max(1, logits.shape[1] * logits.dtype.itemsize)
-        self._in_slices(len(logits), max(1, self.machine.layout.launch // size), of_rows)
+        block = max(1, self.machine.layout.launch // size)
+        whole = stays and isinstance(logits, DeviceRows)
+        self._in_slices(len(logits), max(1, len(logits)) if whole else block, of_rows)
 
     def _in_slices(self, count, size, task):
         slices = [slice(start, min(count, start + size)) for start in range(0, count, size)]
@@ -124,7 +148,7 @@ class Runner:
     def _inputs(self, slot, logits, targets, rows, spread, kind):
         """``rows, shares`` of a block, on their way to the device."""
         classes, dtype = logits.shape[1], logits.dtype.newbyteorder("=")
-        place, stride = slot.upload_rows("logits", logits[rows], dtype)
+        place, stride = _place_of(slot, logits[rows], dtype)
         flag = slot.zeros("flag", 1)
         goals = slot.upload("targets", targets[rows], np.int64)
         given = Rows(place, stride, goals, _count(rows), classes, -(-classes // kind.strip), flag)
@@ -197,6 +221,27 @@ def _harvest_results(slot, rows, result):
 
 def _count(rows):
     return rows.stop - rows.start
+
+
+def _place_of(slot, rows, dtype):
+    """Address and stride of rows: where they are, or of a copy on its way to the device."""
+    if isinstance(rows, DeviceRows):
+        return rows.address, rows.stride
+    return slot.upload_rows("logits", rows, dtype)
+
+
+def _written_as(dtype, out):
+    """The format a kernel writes: that of the logits or of what is computed with, which the host may convert."""
+    own = loss_dtype(dtype)
+    if isinstance(out, DeviceRows) and out.dtype not in (own, dtype):
+        raise NotImplementedError(f"{dtype} logits on a device have a gradient in {dtype} or {own}, not {out.dtype}")
+    return out.dtype if out.dtype == dtype and dtype.itemsize > 1 else own
+
+
+def _room_for(slot, rows, out, written):
+    """A place for rows that go back to the host."""
+    stride = _padded(out.shape[1], written)
+    return Written(slot.reserve("written", (_count(rows), stride), written), stride)
 
 
 def _padded(classes, dtype):

@@ -72,7 +72,7 @@ class Machine:
 
     def copy_to_host(self, stream, array, address):
         """To an array."""
-        array.reshape(-1).view(np.uint8)[:] = self._memory[address][: array.nbytes]
+        array.reshape(-1).view(np.uint8)[:] = self._bytes(address, array.nbytes)
 
     def clear(self, stream, array, address):
         """Zeros."""

@@ -1,0 +1,57 @@
+"""Rows that are on the device already: the verbs take them in place of arrays, and neither copy nor gather them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRows:
+    """``rows`` x ``classes`` numbers of ``dtype`` from ``address`` on, ``stride`` numbers from row to row.
+
+    ``owner`` is held so that the memory stays. What they hold, and what is written to them, is complete before a verb
+    begins and when it returns: a verb waits for the device.
+    """
+
+    address: int
+    rows: int
+    classes: int
+    stride: int
+    dtype: np.dtype
+    owner: Any = None
+
+    @property
+    def shape(self):
+        """As of an array."""
+        return self.rows, self.classes
+
+    def __len__(self):
+        return self.rows
+
+    def __getitem__(self, rows):
+        start, stop, _ = rows.indices(self.rows)
+        address = self.address + start * self.stride * self.dtype.itemsize
+        return DeviceRows(address, stop - start, self.classes, self.stride, self.dtype, self.owner)
+
+
+def rows_of(array, stream):
+    """`DeviceRows` of anything with DLPack or the CUDA array interface, ready for a stream of cuda.core.
+
+    Raises
+    ------
+    TypeError
+        If it is not two-dimensional, on a device, and with the classes side by side.
+    """
+    from cuda.core.utils import StridedMemoryView
+
+    view = StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
+    if not view.is_device_accessible:
+        raise TypeError("the array is not on a device")
+    if len(view.shape) != 2:
+        raise TypeError(f"rows on a device must have two dimensions, not shape {tuple(view.shape)}")
+    rows, classes = view.shape
+    stride, step = view.strides or (classes, 1)
+    if step != 1 and classes > 1:
+        raise TypeError("the classes of rows on a device must lie side by side")
+    return DeviceRows(view.ptr, rows, classes, stride, np.dtype(view.dtype), array)
