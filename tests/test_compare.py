@@ -1,13 +1,16 @@
 """The comparison checks before it times, says what is absent, and the published table is the published run."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastxent
-from fastxent.bench import candidates, compare, report
+from fastxent.bench import candidates, compare, gpu, report
 from tests.test_cli import run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -73,3 +76,43 @@ def test_published_table_is_the_published_run():
     record = json.loads((DOCS / "results" / "compare.json").read_text("utf-8"))
     assert report.markdown(record) in (DOCS / "performance.md").read_text("utf-8")
     assert all(np.isfinite(cell["seconds"]) for cell in record["cells"] if cell["note"] == "")
+
+
+class TestOnAGpu:
+    """The suite as it would run on a device, on one that is simulated and with problems that are tiny."""
+
+    def test_checks_then_times(self, monkeypatch):
+        monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+        monkeypatch.setattr(gpu, "_ROUNDS", 1)
+        monkeypatch.setattr(gpu, "_WARM", 0)
+        shapes = {"shapes": ((3, 70),), "option_shape": (2, 300), "dtypes": ("bfloat16",)}
+        found = list(gpu.run(checked=gpu.check_all(("float32",), (40,)), **shapes))
+        record = gpu.record(found)
+        assert len(record["checks"]) == len(gpu.OPTIONS)
+        assert all(check["right"] for check in record["checks"])
+        timed = {(time["candidate"], time["operation"]) for time in record["times"] if time["seconds"]}
+        assert {("fastxent", "loss"), ("softcap", "loss and gradient"), ("90% ignored", "loss")} <= timed
+        assert {time["candidate"] for time in record["times"]} >= {"torch", "Liger", "quack", "cupy"}
+        assert json.loads(json.dumps(record))["checks"] == record["checks"]
+
+    def test_a_wrong_kernel_is_seen(self, monkeypatch):
+        monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+        right = gpu.cuda_with_grad
+
+        def wrong(*arguments, **options):
+            loss, gradient = right(*arguments, **options)
+            return loss * np.float32(1 + 1e-5), gradient
+
+        monkeypatch.setattr(gpu, "cuda_with_grad", wrong)
+        assert not all(check.right for check in gpu.check_all(("float32",), (40,)))
+
+    def test_without_a_gpu_it_ends_with_a_sentence(self, tmp_path):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FASTXENT")}
+        done = subprocess.run(
+            [sys.executable, "-m", "fastxent", "compare", "--suite", "gpu", "--json", str(tmp_path / "gpu.json")],
+            env=environment | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: the suite needs a GPU, and ")
+        assert len(done.stderr.splitlines()) == 1
+        assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 Times are those of kernels on logits that are on the device; the ceiling is a copy within its memory in the same run.
 """
 
+import functools
 import itertools
 import statistics
 import time
@@ -42,6 +43,10 @@ GRID = (
 )  # fmt: skip
 TIMED_DTYPES = ("bfloat16", "float32")
 OPTION_SHAPE = (16_384, 32_000)
+
+
+cuda_with_grad = functools.partial(fastxent.cross_entropy_with_grad, backend="cuda")
+_reference_with_grad = functools.partial(fastxent.cross_entropy_with_grad, backend="reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +98,8 @@ def _check(dtype, classes, name, options, fresh):
     logits = (logits[:, fresh.permutation(classes)] * fresh.uniform(0.5, 1.5)).astype(dtype)
     outs = [np.full(logits.shape, np.nan, kind) for kind in (checks.loss_dtype(dtype), np.float64)]
     (loss, gradient), (want, exact) = (
-        fastxent.cross_entropy_with_grad(logits, targets, out=out, backend=backend, **options)
-        for out, backend in zip(outs, ("cuda", "reference"), strict=True)
+        with_grad(logits, targets, out=out, **options)
+        for out, with_grad in zip(outs, (cuda_with_grad, _reference_with_grad), strict=True)
     )
     of_loss, of_gradient = _BUDGETS[loss.dtype.name]
     if "softcap" in options:
