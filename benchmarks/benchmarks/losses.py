@@ -59,6 +59,22 @@ class Loss(_Problem):
     track_loss.unit = "ns/element"
 
 
+class ScoreWithTopFive(_Problem):
+    def run(self):
+        return fastxent.score(self.logits, self.targets, top_k=5, backend=self.backend).log_prob
+
+    def reference(self, logits, targets, rows):
+        return -fastxent.cross_entropy(logits, targets, reduction="none", backend="reference")
+
+    def time_score(self, *params):
+        self.run()
+
+    def track_score(self, *params):
+        return self.ns_per_element()
+
+    track_score.unit = "ns/element"
+
+
 class LossAndGradient(_Problem):
     def run(self):
         return fastxent.cross_entropy_with_grad(self.logits, self.targets, out=self.out, backend=self.backend)[1]
