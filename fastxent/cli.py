@@ -405,7 +405,7 @@ def info():
 
     table = Table.grid(padding=(0, 2))
     for name in backends.NAMES:
-        table.add_row(f"backend {name}", backends.why_unavailable(name) or "available")
+        table.add_row(f"backend {name}", escape(backends.why_unavailable(name) or "available"))
     try:
         table.add_row("chosen", backends.explain((512, 32_000)).split(":")[0])
     except backends.BackendUnavailableError as error:
