@@ -48,9 +48,11 @@ class Code(NamedTuple):
 
 
 def resident(kind):
-    """Blocks of 256 threads that a multiprocessor is to hold at least: three leave 80 registers a thread, two 128."""
-    plain = not kind.capped and FORMS[kind.form].lanes in (4, 8)
-    return 3 if plain and (kind.spread == "none" or (kind.spread == "even" and kind.form == "float32")) else 2
+    """Blocks of 256 threads a multiprocessor is to hold at least: three leave 80 registers each, two 128, one 255."""
+    of_four = FORMS[kind.form].lanes in (4, 8)
+    if kind.capped or kind.spread in ("weights", "probabilities"):
+        return 2 if of_four else 1
+    return 3 if of_four and (kind.spread == "none" or kind.form == "float32") else 2
 
 
 def repair_numpy():
