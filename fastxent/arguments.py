@@ -286,25 +286,20 @@ def read_score_targets(shape, targets, ids, options, axis=-1):
     """
     options.check(shape)
     check_targets(targets.shape, targets.dtype, shape, axis)
-    marked, _ = mark_ignored(targets.reshape(-1), options.ignore_index, shape[-1])
-    marked = shifted(marked.reshape(targets.shape), options.shift).reshape(-1)
+    moved, beyond = np.zeros_like(targets), np.zeros(targets.shape, bool)
+    if options.shift:  # the first targets of a sequence belong to no position, and may be anything
+        last = max(0, targets.shape[-1] - int(options.shift))
+        moved[..., :last], beyond[..., last:] = targets[..., int(options.shift) :], True
+    marked, _ = mark_ignored((moved if options.shift else targets).reshape(-1), options.ignore_index, shape[-1])
+    marked = np.where(beyond.reshape(-1), IGNORED, marked)
     return marked, None if ids is None else _read_ids(ids, targets.shape, shape[-1])
-
-
-def shifted(marked, shift):
-    """The targets ``shift`` positions on along the last axis; the last positions have none."""
-    if not shift:
-        return marked
-    moved = np.full_like(marked, IGNORED)
-    moved[..., :-shift] = marked[..., shift:]
-    return moved
 
 
 def _read_ids(ids, shape, classes):
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, not {ids.dtype}")
-    if ids.ndim == 1 or ids.shape[:-1] != shape:
+    if ids.ndim < 2 or ids.shape[:-1] != shape:
         if ids.ndim != 1:
             raise ValueError(
                 f"ids must have the targets' shape {shape} and one axis more, or one axis; got {ids.shape}"

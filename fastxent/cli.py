@@ -28,7 +28,15 @@ from fastxent.checks import DTYPES
 from fastxent.digest import Questions
 
 # what a bad argument or a bad file raises before anything is written; a SourceError is a ValueError
-BAD_INPUT = (FileExistsError, IndexError, TypeError, ValueError, backends.BackendUnavailableError)
+BAD_INPUT = (
+    FileExistsError,
+    IndexError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    backends.BackendUnavailableError,
+    page.MissingPackageError,
+)
 
 
 class BadInput(click.ClickException):
@@ -171,8 +179,11 @@ def score(
     bar = _progress()
     task = bar.add_task("scoring", total=None)
     try:
+        inputs = [*files, *other, *filter(os.path.exists, filter(None, (group_by, words, byte_counts)))]
         for beside in (summary_file, page_file):
-            _check_beside(beside, [*files, *other], output, force)
+            _check_beside(beside, inputs, output, force)
+        if summary_file and page_file and summary_file.absolute() == page_file.absolute():
+            raise FileExistsError(f"{page_file} is another file of this run")
         if page_file:
             page.check()
         asked = any((group_by, words, byte_counts, page_file, other))
@@ -195,16 +206,7 @@ def score(
         raise runs.RunError(f"{error}{_resumable(output)}") from error
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted{_resumable(output)}") from None
-    except (
-        FileExistsError,
-        io.SourceError,
-        IndexError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-        backends.BackendUnavailableError,
-        page.MissingPackageError,
-    ) as error:
+    except BAD_INPUT as error:
         raise BadInput(f"{error}{_hint(str(error))}") from error
     found = questions.digest if questions else None
     figures = _or_null(summary.as_dict() | (found.as_dict() if found else {}))
@@ -256,12 +258,11 @@ def _print_digest(digest):
     if digest is None:
         return
     console = Console(highlight=False)
+    for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
+        if not math.isnan(value := getattr(digest.metrics, name)[0]):
+            console.print(f"{name.replace('_', ' ')}  {value:.6g}")
     if digest.groups is not None:
         console.print(f"\n{escape(str(digest.groups))}")
-    else:
-        for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
-            if not math.isnan(value := getattr(digest.metrics, name)[0]):
-                console.print(f"{name.replace('_', ' ')}  {value:.6g}")
     if digest.models is not None:
         console.print(f"\n{escape(str(digest.models))}")
 
@@ -269,7 +270,7 @@ def _print_digest(digest):
 def _write_beside(path, text):
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, "utf-8")
+        part.write_text(text, "utf-8", "backslashreplace")
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

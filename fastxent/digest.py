@@ -1,7 +1,7 @@
 """What a file of scores says as a whole: groups, the spread of the losses, calibration, the hardest rows, two models.
 
-Records are looked at block by block, so any number of them takes bounded memory, but for 4 bytes a row where two
-models are compared: percentiles want all of them at once.
+Records are looked at block by block, so any number of them takes bounded memory; but for a number a row that names its
+group, and for some 60 bytes a row where two models are compared: percentiles want all rows at once.
 """
 
 import math
@@ -16,6 +16,7 @@ from fastxent.scoring import Scores
 
 _ROWS = 1 << 18
 _HARDEST = 20
+_ALL = np.empty(0, np.int64)
 # edges of the losses' histogram in nats: eight a decade, what is smaller or larger in the first and last bin
 EDGES = np.concatenate([[0.0], 10.0 ** np.linspace(-8, 3, 89), [np.inf]])
 
@@ -54,8 +55,8 @@ class Digest:
         ``by`` (N,) names each row's group; the counts are numbers, or one a group, as for `fastxent.metrics.measure`.
         """
         top_k = records.dtype["top_ids"].shape[0] if "top_ids" in records.dtype.names else 0
-        names, index = np.unique(np.zeros(len(records)) if by is None else by, return_inverse=True)
-        if len(index) != len(records):
+        names, index = (_ALL, _ALL) if by is None else np.unique(by, return_inverse=True)
+        if by is not None and len(index) != len(records):
             raise ValueError(f"groups must be one a row; got {len(index)} for {len(records)} rows")
         sums, groups = Sums(1, top_k), None if by is None else Sums(len(names), top_k)
         calibration, histogram, hardest = CalibrationSums(), np.zeros(len(EDGES) - 1, np.int64), None
@@ -138,6 +139,8 @@ class Questions:
 
     def _count(self, name, given):
         if str(given).isdecimal():
+            if self._by is not None:
+                raise ValueError(f"{name} must be a file with a number for each of the groups' rows; got {given}")
             return float(given)
         counts = _read(given).astype(np.float64)
         if self._by is None:

@@ -1,5 +1,6 @@
 """Two models on the same targets: how far apart their distributions are, and what it costs in perplexity."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,8 +35,8 @@ def compare_models(
 
     Parameters
     ----------
-    logits_p, logits_q : array_like of shape (..., V), or iterators of such blocks
-        As for `fastxent.score`; the two may differ in dtype. Iterators must give blocks of the same rows.
+    logits_p, logits_q : array_like of shape (..., V), or two iterators of such blocks
+        As for `fastxent.score`; the two may differ in dtype. Iterators must give blocks of the same rows in step.
     targets, ignore_index, shift, axis, progress, backend
         As for `fastxent.score`.
 
@@ -67,11 +68,11 @@ def compare_models(
     marked, _ = arguments.read_score_targets(shape, targets, None, options, axis)
     fields = comparison_fields(dtype, other_dtype)
     records, done = np.empty(marked.size, [("log_prob", fields[0][1]), *fields, ("valid", np.bool_)]), 0
-    for block, other in zip(blocks, other_blocks, strict=True):
+    for block, other in itertools.zip_longest(blocks, other_blocks):
+        if block is None or other is None or other.shape != block.shape or other.dtype != other_dtype:
+            raise ValueError("logits_p and logits_q must both be arrays, or iterators of blocks of the same rows")
         part = slice(done, done := done + len(block))
         scoring.check_block(block, shape[-1], dtype, part, marked.size)
-        if other.shape != block.shape:
-            raise ValueError(f"logits_p and logits_q must give blocks of one shape; got {block.shape}, {other.shape}")
         found = compare_rows(block, other, marked[part], options, verbs)
         records[part] = found[list(records.dtype.names)]
         if progress is not None:
@@ -93,7 +94,7 @@ def compare_rows(logits, other, targets, options, verbs):
     fields = comparison_fields(logits.dtype, other.dtype)
     records = np.empty(len(targets), [*scoring.record_dtype(logits.dtype, options.top_k).descr, *fields])
     if checks.loss_dtype(logits.dtype) != checks.loss_dtype(other.dtype):
-        logits, other = logits.astype(np.float64), other.astype(np.float64)
+        logits, other = logits[:].astype(np.float64), other[:].astype(np.float64)
     how = {"softcap": options.softcap, "temperature": options.temperature}
     found = verbs.score(logits, targets, top_k=options.top_k, **how)
     theirs = verbs.score(other, targets, **how)
@@ -132,18 +133,21 @@ class ModelComparison:
         """The comparison of a structured array with these fields, among others maybe: views, no copy."""
         return cls(*(records[field] for field in cls.__slots__))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def summary(self):
         """`ModelSummary`: the figures over valid rows whose log-probabilities are numbers under both."""
         known = self.valid & np.isfinite(self.log_prob) & np.isfinite(self.other_log_prob)
         kl, js = (values[known].astype(np.float64) for values in (self.kl, self.js))
         nll, other_nll = (0.0 - values[known].astype(np.float64) for values in (self.log_prob, self.other_log_prob))
         change = np.exp(-other_nll) - np.exp(-nll)
-        perplexity, other_perplexity = (math.exp(_mean(values)) for values in (nll, other_nll))
+        perplexity, other_perplexity = (float(np.exp(_mean(values))) for values in (nll, other_nll))
         return ModelSummary(
             rows=int(known.sum()),
             left_out=int((self.valid & ~known).sum()),
             kl_mean=_mean(kl),
-            kl_percentiles={str(q): float(np.percentile(kl, q)) if kl.size else math.nan for q in _PERCENTILES},
+            kl_percentiles={
+                str(q): float(np.percentile(kl, q, method="lower")) if kl.size else math.nan for q in _PERCENTILES
+            },
             js_mean=_mean(js),
             same_argmax=_mean(self.same_argmax[known]),
             probability_change_mean=_mean(change),
@@ -172,7 +176,7 @@ class ModelSummary:
     kl_mean, js_mean : float
         In nats.
     kl_percentiles : dict of float
-        By percentage: 50 the median, 90, 95, 99, 99.9 and 100 the largest.
+        By percentage, the largest that at most so many rows exceed: 50 the median, 90, 95, 99, 99.9, 100 the largest.
     same_argmax : float
         The share of rows whose largest classes agree.
     probability_change_mean, probability_change_rms : float
@@ -227,6 +231,11 @@ class ModelSummary:
 def _mean(values):
     """The mean as a plain number; NaN of nothing."""
     return float(values.mean()) if values.size else math.nan
+
+
+def _percentile(values, q):
+    """One of the values, so that an infinite one does not spoil those below."""
+    return float(np.percentile(values, q, method="lower")) if values.size else math.nan
 
 
 def _error(values):

@@ -448,12 +448,14 @@ def build_rows(ops):
 
     @function
     def lse(base, exponent, whole, target_logit, nll_of_target, rate):
-        """log sum exp of a row in nats: from its target, or where that has no share from `with_target`'s whole sum."""
+        """log sum exp of a row in nats: from its target where that is a good share of `with_target`'s whole sum, else
+        from that sum: the two terms of a target far below would cancel.
+        """
         log_of_whole = log1p(where(whole > 0.0, 2.0 * whole - 1.0, whole)) - LN2
         from_whole = where(
             whole > 0.0, base * rate[2] + LN2 * exponent + log_of_whole, where(whole == 0.0, -np.inf, whole)
         )
-        return where(target_logit > -np.inf, target_logit * rate[2] + nll_of_target, from_whole)
+        return where(nll_of_target <= 1.0, target_logit * rate[2] + nll_of_target, from_whole)
 
     @function
     def entropy(excess_over_peak, drop, own, below, rate):

@@ -54,7 +54,8 @@ def score(
         As for `fastxent.cross_entropy`.
     shift : int
         1 scores next tokens: the logits at a position of the last axis of targets against the target one position on;
-        the last position has none and is not valid. Nothing is copied.
+        the last position has none and is not valid, the first target belongs to none and is not looked at. No logits
+        are copied.
     axis : int
         Where the classes are.
     progress : callable, optional
@@ -160,7 +161,7 @@ def fill_records(records, found, targets):
             records[name] = getattr(found, name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """What `score` found: an array for each figure, all of the targets' shape.
 
@@ -248,8 +249,6 @@ class Scores:
             return NotImplemented
         mine, theirs = self.to_records(), other.to_records()
         return mine.dtype == theirs.dtype and mine.shape == theirs.shape and mine.tobytes() == theirs.tobytes()
-
-    __hash__ = None  # type: ignore[assignment]
 
     @classmethod
     def concatenate(cls, parts: Iterable["Scores"]) -> "Scores":

@@ -67,6 +67,15 @@ def test_scores_beside_a_comparison_are_those_without(files):
     assert fastxent.Scores.load(folder / "scores.npy") == fastxent.score(arrays["logits"], arrays["targets"], top_k=2)
 
 
+def test_one_number_is_no_count_of_groups(files):
+    folder, _ = files
+    questions = Questions(folder / "groups.npy", byte_counts="400")
+    with pytest.raises(
+        ValueError, match="byte_counts must be a file with a number for each of the groups' rows; got 400"
+    ):
+        questions.prepare((20, 6))
+
+
 def test_of_nothing():
     found = Digest.of(fastxent.score(np.zeros((0, 3)), np.zeros(0, int), top_k=1).to_records())
     assert found.metrics.rows[0] == 0

@@ -147,6 +147,32 @@ class TestCorners:
         assert scores.top_ids.shape == (0, 2)
         assert len(scores) == 0
 
+    def test_a_target_far_below_costs_the_lse_no_digit(self, backend):
+        for dtype, far in (("float32", -1e10), ("float32", -3.4e38), ("float64", -1e6), ("float64", -1e300)):
+            logits = np.array([[far, 0.0, 0.0]], dtype)
+            lse = fastxent.score(logits, [0], backend=backend).lse[0]
+            assert lse == pytest.approx(np.log(2.0), rel=1e-7 if dtype == "float32" else 1e-15)
+            _, lse = fastxent.cross_entropy(logits, [0], return_lse=True, backend=backend)
+            assert lse == pytest.approx(np.log(2.0), rel=1e-7 if dtype == "float32" else 1e-15)
+
+    def test_spans_beyond_the_largest_number(self, backend):
+        logits = np.repeat([[-1e308, 1e308]], 4096, axis=1)
+        scores = fastxent.score(logits, [0], top_k=1, backend=backend)
+        assert scores.entropy[0] == pytest.approx(np.log(4096), rel=1e-14)
+
+    def test_ranks_under_a_softcap_with_a_target_at_minus_infinity(self, backend):
+        scores = fastxent.score(np.float32([[-np.inf, 0, 1, -np.inf, 2]]), [0], softcap=5.0, backend=backend)
+        assert (scores.rank[0], scores.rank_hi[0]) == (4, 5)
+
+    def test_rows_too_long_to_gather_several(self, backend):
+        if backend == "reference":
+            return
+        logits = np.random.default_rng(0).standard_normal((2, 2 * (2**20 + 1)), np.float32)[:, ::2]
+        targets, whole = [5, 2**20], np.ascontiguousarray(logits)
+        assert fastxent.score(logits, targets, backend=backend) == fastxent.score(whole, targets, backend=backend)
+        found = fastxent.cross_entropy_grad(logits, targets, out=np.zeros_like(whole)[:, ::1], backend=backend)
+        np.testing.assert_array_equal(found, fastxent.cross_entropy_grad(whole, targets, backend=backend))
+
     def test_huge_offsets(self, backend):
         logits = np.float32([[3e7, 3e7 - 8, 3e7 - 16], [1e30, -1e30, 0.0]])
         scores = fastxent.score(logits, [1, 0], top_k=3, backend=backend)
@@ -190,6 +216,9 @@ class TestInputs:
         want[1, 1] = np.nan
         np.testing.assert_allclose(scores.log_prob[:, :-1], -want, 2e-7)
 
+    def test_shift_of_any_whole_number(self):
+        assert fastxent.score(np.zeros((3, 2)), [0, 1, 1], shift=np.uint8(1)).valid.tolist() == [True, True, False]
+
     def test_blocks_one_after_another(self):
         logits, targets = problem(10, 300)
         told = []
@@ -223,6 +252,7 @@ class TestInputs:
             ({"top_k": 1.0}, TypeError, "top_k must be a whole number, not 1.0"),
             ({"ids": [4]}, IndexError, "ids must lie in [0, 3]; 2 of 2 do not, the first in row 0 with value 4"),
             ({"ids": [[0]]}, ValueError, "ids must have the targets' shape (2,) and one axis more, or one axis"),
+            ({"ids": 1}, ValueError, "ids must have the targets' shape (2,) and one axis more, or one axis; got ()"),
             ({"ids": [0.5]}, TypeError, "ids must be integers, not float64"),
             ({"shift": -1}, ValueError, "shift must not be negative; got -1"),
             ({"temperature": 0.0}, ValueError, "temperature must be positive and finite; got 0.0"),

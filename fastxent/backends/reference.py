@@ -94,6 +94,7 @@ def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
     return block if state is None else state.merge(block)
 
 
+@np.errstate(over="ignore")
 def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
     """`fastxent.state.RowScores` of whole rows, whose targets are class indices or IGNORED; ids (N, K) are the classes
     whose log-probabilities are wanted. Logits are ranked as they are stored.

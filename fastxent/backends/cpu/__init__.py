@@ -183,7 +183,7 @@ def _slices(logits, probabilities, real):
     if probabilities is not None:
         together = min(together, _together(probabilities, real))
     size = _LAUNCH // classes
-    if together < min(count, _GATHER // classes):
+    if together < min(count, max(1, _GATHER // classes)):
         together, size = count, max(_GATHER // classes, min(_LINE, 4 * _GATHER // classes))
     for first in range(0, count, max(1, together)):
         last = min(count, first + together)

@@ -190,8 +190,8 @@ def _add_moments(strips, base, exponent, top, rate):
     drop, square, above, level = 0.0, 0.0, 0.0, 0.0
     for s in range(strips.shape[0]):
         above, level = above + strips[s, 6], level + strips[s, 7]
-        if strips[s, 2] != 0.0:
-            factor = factor_of_strip(strips[s], base, exponent, rate)
+        factor = factor_of_strip(strips[s], base, exponent, rate)
+        if strips[s, 2] != 0.0 and factor != 0.0:
             drop += factor * (strips[s, 4] + (top - strips[s, 3]) * strips[s, 2])
             square += factor * (factor * strips[s, 5])
     return drop, square, above, level
@@ -326,7 +326,7 @@ def _score_from_strips(row, target, ids, scaling, strips, i, results):
         return
     over, whole, _, own = with_target(base, exponent, total, logit, rate)
     drop, square, above, level = _add_moments(strips, base, exponent, top, rate)
-    if logit == -np.inf:  # lanes beyond the row's end are level with it too
+    if load_one(row, target) == -np.inf:  # lanes beyond the row's end are level with it too
         level = row.shape[0] - 1.0 - above
     results.nll[i], results.lse[i] = nll, lse_of(base, over, whole, logit, nll, rate)
     results.rank[i], results.rank_hi[i] = np.int64(above) + 1, np.int64(above + level) + 1
@@ -340,7 +340,7 @@ def _score_from_strips(row, target, ids, scaling, strips, i, results):
         drop += (logit - top) * total
     sums, peak = (base, exponent, total), max(logit, top)
     beyond = _beyond(row, target, largest, sums, logit, top, nll, scaling, strips)
-    results.entropy[i] = entropy(beyond, drop * share, own, peak - logit, rate)
+    results.entropy[i] = entropy(beyond, drop * share if share != 0.0 else 0.0, own, peak - logit, rate)
     for m in range(results.top_ids.shape[1]):
         k = results.top_ids[i, m]
         results.top_log_probs[i, m] = _log_prob(row, k, target, peak, beyond, nll, scaling)
