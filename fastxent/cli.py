@@ -14,16 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 import fastxent
-from fastxent import backends, io, page, runs
+from fastxent import backends, io, page, runs, tables
 from fastxent.arguments import ScoreOptions
-from fastxent.bench import report
 from fastxent.checks import DTYPES
 from fastxent.digest import Questions
 
@@ -176,7 +173,7 @@ def score(
     if not output.parent.is_dir():
         raise click.UsageError(f"{output.parent} is not a folder")
     _end_on_bus_error()
-    bar = _progress()
+    bar = tables.progress()
     task = bar.add_task("scoring", total=None)
     try:
         inputs = [*files, *other, *filter(os.path.exists, filter(None, (group_by, words, byte_counts)))]
@@ -218,8 +215,8 @@ def score(
     if as_json:
         click.echo(json.dumps(figures))
     else:
-        Console().print(_summary_table(summary.as_dict(), output))
-        _print_digest(found)
+        Console().print(tables.of_summary(summary.as_dict(), output))
+        tables.print_digest(found)
 
 
 def _resumable(output):
@@ -251,20 +248,6 @@ def _check_beside(summary_file, files, output, force):
         raise FileExistsError(f"{summary_file} is another file of this run")
     if summary_file.exists() and not force:
         raise FileExistsError(f"{summary_file} exists")
-
-
-def _print_digest(digest):
-    """What was asked for beside the summary."""
-    if digest is None:
-        return
-    console = Console(highlight=False)
-    for name in ("bits_per_byte", "byte_perplexity", "word_perplexity"):
-        if not math.isnan(value := getattr(digest.metrics, name)[0]):
-            console.print(f"{name.replace('_', ' ')}  {value:.6g}")
-    if digest.groups is not None:
-        console.print(f"\n{escape(str(digest.groups))}")
-    if digest.models is not None:
-        console.print(f"\n{escape(str(digest.models))}")
 
 
 def _write_beside(path, text):
@@ -300,17 +283,17 @@ def demo():
     console = Console()
     console.print("[bold]1. A softmax classifier of handwritten digits[/], trained with cross_entropy_with_grad")
     *steps, (logits, targets) = demonstration.train()
-    console.print(_training_table(steps))
+    console.print(tables.of_training(steps))
 
     logits_file, targets_file, output = demonstration.save(Path("fastxent-demo"), logits, targets)
     summary = runs.score_file(logits_file, targets_file, output, replace=True)
     console.print(f"[bold]2. The held-out logits[/], saved in {output.parent}/ and scored; the same again:")
     command = ["fastxent", "score", str(logits_file), str(targets_file), "-o", str(output), "--force"]
     console.print(f"   {shlex.join(command)}", highlight=False, soft_wrap=True)
-    console.print(_summary_table(summary.as_dict(), output))
+    console.print(tables.of_summary(summary.as_dict(), output))
 
     console.print("[bold]3. 256 MB of logits[/], 2,000 rows of 32,000 classes in float32, median of 5 rounds")
-    console.print(_speed_table(demonstration.measure_speed()))
+    console.print(tables.of_speed(demonstration.measure_speed()))
 
     console.print("[bold]4. A confident row[/], logits 20 and 0 in float32: the loss is log(1 + exp(-20))")
     for label, loss in demonstration.confident_row().items():
@@ -345,7 +328,7 @@ def compare(shapes, dtypes, threads, suite, json_file):
     console, cells = Console(), []
     for part in comparison.compare(sizes, dtypes or ["float32"], threads or [None]):
         cells += (new := [asdict(cell) for cell in part])
-        console.print(_comparison_table(new))
+        console.print(tables.of_comparison(new))
     if json_file:
         record = {"machine": comparison.machine(), "cells": cells}
         json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
@@ -429,60 +412,3 @@ def _or_null(value):
     if isinstance(value, list):
         return [_or_null(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _progress():
-    """A bar on stderr where that is a terminal."""
-    console = Console(stderr=True)
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn()
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-
-
-def _summary_table(summary, output):
-    table = Table.grid(Column(), Column(overflow="fold"), padding=(0, 2))
-    table.add_row("rows", f"{summary['rows']:,} ({summary['valid']:,} valid, {summary['nan']:,} NaN)")
-    if summary["rows_now"] < summary["rows"]:
-        table.add_row("resumed", f"{summary['rows'] - summary['rows_now']:,} rows were there")
-    table.add_row("mean NLL", f"{summary['mean_nll_nats']:.6g} nats, {summary['mean_nll_bits']:.6g} bits")
-    table.add_row("perplexity", f"{summary['perplexity']:.6g}")
-    table.add_row("accuracy", f"{summary['accuracy']:.2%}")
-    table.add_row("speed", f"{summary['rows_per_second']:,.0f} rows/s, {summary['gigabytes_per_second']:.2f} GB/s")
-    table.add_row("scores", escape(str(output)))
-    return table
-
-
-def _training_table(steps):
-    table = Table(box=box.SIMPLE)
-    for column in ("step", "loss", "held-out", "accuracy"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("loss [cyan]█[/], held-out loss [yellow]│[/]", no_wrap=True)
-    top = max(max(step.train_loss, step.held_out_loss) for step in steps)
-    for step in steps:
-        cells = f"{step.step}", f"{step.train_loss:.4f}", f"{step.held_out_loss:.4f}", f"{step.held_out_accuracy:.1%}"
-        table.add_row(*cells, _bar(step.train_loss / top, step.held_out_loss / top))
-    return table
-
-
-def _bar(share, mark, width=34):
-    bar = "█" * round(share * width)
-    at = min(width - 1, round(mark * width))
-    padded = bar.ljust(width)
-    return f"[cyan]{padded[:at]}[/][yellow]│[/][cyan]{padded[at + 1 :]}[/]"
-
-
-def _comparison_table(cells):
-    table = Table(title=report.title(cells[0]), box=box.SIMPLE)
-    for heading in report.HEADINGS:
-        table.add_column(heading, justify="left" if heading == "" else "right")
-    for row in report.rows(cells):
-        table.add_row(*map(escape, row))
-    return table
-
-
-def _speed_table(speed):
-    table = Table(box=box.SIMPLE)
-    for column in ("", "time", "of the limit", "against NumPy"):
-        table.add_column(column, justify="left" if column == "" else "right")
-    for row in speed:
-        table.add_row(row.label, f"{row.seconds * 1e3:.2f} ms", f"{row.of_limit:.0%}", f"{row.against_numpy:.1f} x")
-    return table
