@@ -176,7 +176,8 @@ class ModelSummary:
     kl_mean, js_mean : float
         In nats.
     kl_percentiles : dict of float
-        By percentage, the largest that at most so many rows exceed: 50 the median, 90, 95, 99, 99.9, 100 the largest.
+        By percentage, one of the rows' values, the lower of two neighbours: 50 the median, 90, 95, 99, 99.9 and 100 the
+        largest.
     same_argmax : float
         The share of rows whose largest classes agree.
     probability_change_mean, probability_change_rms : float

@@ -156,9 +156,9 @@ def fill_records(records, found, targets):
     records["valid"] = targets != IGNORED
     records["log_prob"] = np.where(records["valid"], 0.0 - found.nll, np.nan)
     records["is_greedy"] = (found.argmax == targets) & records["valid"]
-    for name in found.__slots__:
+    for name, column in found._asdict().items():
         if name in records.dtype.names:
-            records[name] = getattr(found, name)
+            records[name] = column
 
 
 @dataclass(frozen=True, slots=True, eq=False)

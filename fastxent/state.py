@@ -145,8 +145,7 @@ class Statistics:
         return Statistics(*(getattr(self, field)[rows] for field in self.__slots__))
 
 
-@dataclass(frozen=True, slots=True)
-class RowScores:
+class RowScores(NamedTuple):
     """What a scorer wants of N whole rows; k of the largest classes, K classes asked for.
 
     float64 (N,), in nats: nll = lse - z_t, lse, entropy, and sum_p2 = sum p^2. int64 (N,): rank, one more than there
@@ -176,4 +175,4 @@ class RowScores:
 
     def of(self, rows):
         """The scores of a slice of rows, as views."""
-        return RowScores(*(getattr(self, field)[rows] for field in self.__slots__))
+        return RowScores(*(column[rows] for column in self))

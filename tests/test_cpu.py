@@ -279,3 +279,12 @@ def test_next_tokens_are_scored_where_they_lie(monkeypatch):
     wanted = fastxent.cross_entropy_with_grad(logits[:, :-1].copy(), targets)
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def test_rows_too_long_to_gather_several():
+    every_other = np.random.default_rng(0).standard_normal((2, 2 * (2**20 + 1)), np.float32)[:, ::2]
+    whole, targets = np.ascontiguousarray(every_other), [5, 2**20]
+    assert fastxent.score(every_other, targets) == fastxent.score(whole, targets)
+    out = np.zeros((2, 2 * (2**20 + 1)), np.float32)[:, ::2]
+    fastxent.cross_entropy_grad(every_other, targets, out=out)
+    np.testing.assert_array_equal(out, fastxent.cross_entropy_grad(whole, targets))

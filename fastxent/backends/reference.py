@@ -121,7 +121,7 @@ def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
                 "top_log_probs": log_p[top],
                 "id_log_probs": log_p[ids[i]],
             }
-        for name in RowScores.__slots__:
+        for name in RowScores._fields:
             getattr(result, name)[i] = nll if name == "nll" else found.get(name, np.nan)
     return result
 

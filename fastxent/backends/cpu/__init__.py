@@ -110,7 +110,7 @@ def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
             _statistics(block.size, block, targets[rows], shares, scaling, 1, _strips(block), _results(found))
         _score(
             block.size, block, targets[rows], ids[rows], scaling, _segments(block, targets[rows]),
-            _strips(block), _scores(result.of(rows)),
+            _strips(block), result.of(rows),
         )  # fmt: skip
     return result
 
@@ -266,10 +266,6 @@ def _scaling(dtype, softcap, temperature):
 
 def _results(found):
     return kernels.Results(found.nll, found.target_logit, found.peak, found.lse, found.gap)
-
-
-def _scores(found):
-    return kernels.Scores(*(getattr(found, field) for field in RowScores.__slots__))
 
 
 def _strips(block):

@@ -28,13 +28,13 @@ from fastxent.backends.cpu.rows import (
     add_strips,
     capped_one,
     factors_of_strips,
-    load_masked,
+    first_of,
     load_one,
     peak_of,
     sum_strips,
     write_strip,
 )
-from fastxent.backends.cpu.vector import LANES, bits_of_lanes, lanes_of, lowest_bit, widest_registers
+from fastxent.backends.cpu.vector import LANES, lanes_of, widest_registers
 from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP
 
 
@@ -89,21 +89,6 @@ class Results(NamedTuple):
     gap: np.ndarray
 
 
-class Scores(NamedTuple):
-    """`fastxent.state.RowScores` as the kernels take it."""
-
-    nll: np.ndarray
-    lse: np.ndarray
-    entropy: np.ndarray
-    sum_p2: np.ndarray
-    rank: np.ndarray
-    rank_hi: np.ndarray
-    argmax: np.ndarray
-    top_ids: np.ndarray
-    top_log_probs: np.ndarray
-    id_log_probs: np.ndarray
-
-
 @inlined
 def _row_rate(scaling):
     return scaling.row_high, scaling.row_low, scaling.row_nats
@@ -119,12 +104,8 @@ def _of_row(values, i):
 @compiled
 def _first_largest(row):
     """The index of the largest logit, the lowest of equals; 0 when every logit is NaN."""
-    peak = as_real(row, peak_of(row, np.int64(0), row.shape[0], np.int64(ABSENT)))
-    for j in range(0, row.shape[0], LANES):
-        found = bits_of_lanes(load_masked(row, j, row.shape[0], np.int64(ABSENT)) == peak)
-        if found != 0 and j + lowest_bit(found) < row.shape[0]:
-            return j + lowest_bit(found)
-    return 0
+    peak = peak_of(row, np.int64(0), row.shape[0], np.int64(ABSENT))
+    return max(0, first_of(row, peak, np.int64(0), row.shape[0]))
 
 
 @inlined

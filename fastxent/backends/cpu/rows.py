@@ -33,10 +33,12 @@ from fastxent.backends.cpu.formulas import (
 from fastxent.backends.cpu.memory import load, load_some, on_stack, prefetch, read_only, some_lanes, store, store_some
 from fastxent.backends.cpu.vector import (
     LANES,
+    bits_of_lanes,
     first_lane,
     fma,
     lanes_of,
     larger,
+    lowest_bit,
     peak_of_lanes,
     sum_lanes,
     to_float64,
@@ -94,6 +96,16 @@ def peak_of(row, start, stop, but):
     for j in range(start, stop, BLOCK):
         peak = block_peak(row, j, stop, but, peak)
     return peak_of_lanes(peak)
+
+
+@compiled
+def first_of(row, value, start, stop):
+    """The first index in row[start:stop] that holds ``value``, -1 where none does."""
+    for j in range(start, stop, LANES):
+        found = bits_of_lanes(load_masked(row, j, stop, np.int64(-1)) == as_real(row, value))
+        if found != 0 and j + lowest_bit(found) < stop:
+            return j + lowest_bit(found)
+    return -1
 
 
 @inlined

@@ -34,6 +34,7 @@ from fastxent.backends.cpu.rows import (
     cap_strip,
     capped_one,
     factor_of_strip,
+    first_of,
     load_masked,
     load_one,
     peak_of,
@@ -197,19 +198,6 @@ def _add_moments(strips, base, exponent, top, rate):
     return drop, square, above, level
 
 
-@compiled
-def _first_of(row, value, strips, scaling):
-    """The first index of ``value`` in the first strip that may hold it."""
-    for s in range(strips.shape[0]):
-        if scaling.cap != 0.0 or strips[s, 3] == value:
-            for j in range(s * STRIP, min(row.shape[0], (s + 1) * STRIP), LANES):
-                if bits_of_lanes(load_masked(row, j, row.shape[0], np.int64(-1)) == as_real(row, value)) != 0:
-                    for k in range(j, min(row.shape[0], j + LANES)):
-                        if load_one(row, k) == value:
-                            return k
-    return 0
-
-
 @inlined
 def _comes_before(value, index, other, other_index):
     """Whether a logit is one to be kept sooner than another: larger, or as large with a lower id."""
@@ -249,7 +237,7 @@ def _bound(row, strips, values, ids):
 
 @compiled
 def _offer_logits(row, start, stop, values, ids):
-    """Offer row[start:stop] to a heap, in order."""
+    """Offer row[start:stop] to the list, in order."""
     for j in range(start, stop, FOUR):
         if j + FOUR <= stop:
             a, b, c, d = load(row, j), load(row, j + LANES), load(row, j + 2 * LANES), load(row, j + 3 * LANES)
@@ -278,13 +266,17 @@ def _take_largest(row, target, strips, capped, values, ids):
 @compiled
 def _largest(row, target, top, strips, scaling):
     """The first index of a row's largest logit, ``top`` being that of the strips."""
-    own = load_one(row, target)
-    if scaling.cap != 0.0:
+    own, capped = load_one(row, target), scaling.cap != 0.0
+    if capped:
         top = np.float64(peak_of(row, np.int64(0), row.shape[0], target))
     if own > top:
         return target
-    first = _first_of(row, top, strips, scaling)
-    return min(first, target) if own == top else first
+    for s in range(strips.shape[0]):
+        if capped or strips[s, 3] == top:
+            first = first_of(row, top, s * STRIP, min(row.shape[0], (s + 1) * STRIP))
+            if first >= 0:
+                return min(first, target) if own == top else first
+    return target
 
 
 @inlined
