@@ -1,9 +1,11 @@
 """What the CPU kernels promise beyond their values: the same bits however the work is cut, and packed code."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -258,15 +260,24 @@ class TestCache:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG", "NUMBA"))}
         run_with(environment | {"HOME": "/proc/no-home"})
 
-    def test_the_folder_changes_with_any_source(self, monkeypatch, tmp_path):
-        package = tmp_path / "fastxent"
-        package.mkdir()
-        (package / "__init__.py").write_text("")
-        monkeypatch.setattr(fastxent, "__file__", str(package / "__init__.py"))
-        (package / "rowmath.py").write_text("LN2 = 0.7")
+    def test_the_folder_changes_with_what_a_kernel_is_made_of(self, monkeypatch, tmp_path):
+        (tmp_path / "rowmath.py").write_text("LN2 = 0.7")
+        monkeypatch.setattr(cache, "sources", lambda: [tmp_path / "rowmath.py"])
         before = cache._digest()
-        (package / "rowmath.py").write_text("LN2 = 0.6")
+        (tmp_path / "rowmath.py").write_text("LN2 = 0.6")
         assert cache._digest() != before
+
+    def test_kernels_are_made_of_nothing_else(self):
+        root, made_of = Path(fastxent.__file__).parents[1], cache.sources()
+        assert {"rows.py", "rowmath.py", "state.py", "formulas.py"} <= {source.name for source in made_of}
+        for source in made_of:
+            for node in ast.walk(ast.parse(source.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module.startswith("fastxent"):
+                    module = root / node.module.replace(".", "/")
+                    for name in node.names:
+                        submodule = module / f"{name.name}.py"
+                        imported = submodule if submodule.exists() else module.with_suffix(".py")
+                        assert imported in made_of, f"{source.name} imports {imported}"
 
 
 def test_next_tokens_are_scored_where_they_lie(monkeypatch):

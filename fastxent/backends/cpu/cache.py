@@ -1,9 +1,10 @@
 """Where compiled kernels are kept between runs.
 
-Numba keys a cached kernel by its own file alone; here the folder is named by a digest of every source of the package,
-so a kernel is never older than the formulas it inlines. What cannot be read is compiled again; where nothing can be
-written, kernels live in memory. A kernel is machine code, so a folder that others can write is not used, and writers
-take turns: Numba numbers the files of an index it has read, and two writers at once would pick the same number.
+Numba keys a cached kernel by its own file alone; here the folder is named by a digest of every source a kernel can be
+made of, so it is never older than the formulas it inlines, and an edit elsewhere compiles nothing anew. What cannot be
+read is compiled again; where nothing can be written, kernels live in memory. A kernel is machine code, so a folder that
+others can write is not used, and writers take turns: Numba numbers the files of an index it has read, and two writers
+at once would pick the same number.
 """
 
 import contextlib
@@ -18,7 +19,9 @@ from pathlib import Path
 import numba
 from numba.core import caching
 
-import fastxent
+_HERE = Path(__file__).parent
+_PACKAGE = _HERE.parents[1]
+_NO_KERNELS = "__init__.py", "warmup.py"  # of this folder: they call kernels, and no kernel calls them
 
 _KEPT_FOR = 30 * 24 * 3600  # seconds without a change after which another version's kernels go
 
@@ -56,11 +59,16 @@ def _remove_old(versions):
                 version.rmdir()
 
 
+def sources():
+    """The files a kernel can be made of."""
+    ours = (source for source in _HERE.glob("*.py") if source.name not in _NO_KERNELS)
+    return sorted([*ours, _PACKAGE / "rowmath.py", _PACKAGE / "state.py"])
+
+
 def _digest():
-    package = Path(fastxent.__file__).parent
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(package.rglob("*.py")):
-        digest.update(str(source.relative_to(package)).encode() + source.read_bytes())
+    for source in sources():
+        digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
 
 
