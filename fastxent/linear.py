@@ -85,8 +85,8 @@ def linear_cross_entropy(
     """
     verbs, wide = _backend(backend)
     problem = arguments.normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide)
-    losses = _Losses(problem, verbs)
-    blocks = _Blocks(problem.logits, problem.counted, checks.read_memory(memory, _MEMORY), by_classes=losses.plain())
+    losses, plain = _Losses(problem, verbs), terms.is_plain(problem)
+    blocks = _Blocks(problem.logits, problem.counted, checks.read_memory(memory, _MEMORY), by_classes=plain)
     with blocks.workers:
         for rows, hidden_rows in blocks:
             if blocks.classes < blocks.layer.shape[1]:
@@ -311,12 +311,6 @@ class _Losses:
             with np.errstate(divide="ignore", invalid="ignore"):
                 self._upstream = grad_output / self._divisor
 
-    def plain(self):
-        """Whether a row's `fastxent.state.LseState` tells its loss: a class index, and logits as they are."""
-        options = self._problem.options
-        changed = options.label_smoothing or options.softcap is not None or options.temperature != 1.0
-        return not (terms.is_of_probabilities(self._problem) or changed or options.z_loss or options.return_lse)
-
     def add(self, logits, rows):
         """The losses of rows, a slice or indices, whose logits are given."""
         of_rows = terms.of(self._problem.part(logits, rows))
@@ -333,7 +327,7 @@ class _Losses:
         self._keep(of_rows, found, rows)
 
     def add_by_classes(self, blocks, rows, hidden):
-        """As `add` for all rows of a block, some of the classes at a time; of a `plain` problem."""
+        """As `add` for all rows of a block, some of the classes at a time; of a plain problem."""
         targets, columns = self._problem.targets[rows], LseState.empty(len(hidden)).columns
         for classes in slices(0, self._classes, blocks.classes):
 
