@@ -1,6 +1,6 @@
 """Numerically stable log-softmax cross entropy and its gradients, at the speed of reading the logits once."""
 
-from fastxent import backends, information
+from fastxent import backends, information, shards
 from fastxent.binary import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_grad,
@@ -54,6 +54,7 @@ __all__ = [
     "nll_loss_grad",
     "score",
     "set_num_threads",
+    "shards",
     "softmax",
     "softmax_grad",
 ]
