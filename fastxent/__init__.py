@@ -17,6 +17,7 @@ from fastxent.divergences import (
 )
 from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, nll_loss, nll_loss_grad
 from fastxent.models import ModelComparison, compare_models
+from fastxent.score_state import ScoreState
 from fastxent.scoring import Scores, score
 from fastxent.softmax import log_softmax, log_softmax_grad, logsumexp, logsumexp_grad, softmax, softmax_grad
 from fastxent.state import LseState
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LseState",
     "ModelComparison",
+    "ScoreState",
     "Scores",
     "backends",
     "binary_cross_entropy_with_logits",

@@ -31,9 +31,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, checks, terms
-from fastxent.rows import as_rows
-from fastxent.state import LseState, Statistics, check_alike
+from fastxent import arguments, backends, checks, scoring, terms
+from fastxent.rows import as_rows, points
+from fastxent.score_state import ScoreState
+from fastxent.state import ABSENT, IGNORED, LseState, Statistics, check_alike, in_block
 
 
 def accumulate(
@@ -177,6 +178,133 @@ def gradient(
     return written
 
 
+def target_logits(block: ArrayLike, targets: ArrayLike, *, vocab_start: int = 0) -> NDArray[np.float64]:
+    """The logit of each row's target where it lies in this block, float64 of the targets' shape; -inf where it does
+    not. `numpy.maximum` merges those of all blocks. So many elements are read, not the block.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastxent import shards
+    >>> shards.target_logits(np.eye(2), [1, 3], vocab_start=1)
+    array([  1., -inf])
+    """
+    rows, targets = as_rows(checks.read_logits(block)), np.asarray(targets)
+    place = targets.reshape(-1).astype(np.int64) - vocab_start
+    here = (place >= 0) & (place < rows.shape[1])
+    found = points(rows, np.where(here, place, 0)[:, None])[:, 0].astype(np.float64)
+    return np.where(here, found, -np.inf).reshape(targets.shape)
+
+
+def accumulate_scores(
+    block: ArrayLike,
+    targets: ArrayLike,
+    own: ArrayLike,
+    *,
+    vocab_start: int = 0,
+    classes: int | None = None,
+    top_k: int = 0,
+    ignore_index: int | None = -100,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    backend: str | None = None,
+) -> ScoreState:
+    """What a scorer knows of each row after a block of its classes.
+
+    Parameters
+    ----------
+    block, targets, vocab_start, classes, backend
+        As for `accumulate`. The block is read three times at most.
+    own : array_like of float, shape (...)
+        The targets' logits, wherever they lie: `target_logits` of all blocks, merged. Ranks are counted against them.
+    top_k, ignore_index, temperature, softcap
+        As for `fastxent.score`.
+
+    Returns
+    -------
+    ScoreState
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, NotImplementedError
+        As `accumulate`.
+    """
+    scaling = {"softcap": softcap, "temperature": temperature}
+    rows, of_rows = _read(block, targets, vocab_start, classes, scaling | {"ignore_index": ignore_index})
+    arguments.ScoreOptions(top_k=top_k).check((max(of_rows.classes, top_k),))
+    verbs, marked, own = backends.choose(backend), of_rows.targets, checks.read_reals("own", own).reshape(-1)
+    if len(own) != len(rows):
+        raise ValueError(f"own must hold a logit for each of {len(rows)} targets; got {len(own)}")
+    lse_state = verbs.accumulate(rows, marked, vocab_start=vocab_start, **scaling)
+    here, ignored = in_block(marked, rows, vocab_start), marked == IGNORED
+    kept = max(1, top_k)
+    given = min(kept, rows.shape[1])
+    found = verbs.score(rows, np.where(here == ABSENT, 0, here), top_k=given, **scaling)
+    ids, logits = np.full((2, len(rows), kept), np.inf)
+    logits *= -1.0
+    ids[:, :given] = found.top_ids
+    nothing = _without_mass(rows, (found.argmax < 0) & ~ignored)
+    ids[nothing, :given] = np.arange(given)
+    known = ids[:, 0] >= 0.0
+    ids[~known] = np.inf
+    logits[known, :given] = points(rows, np.where(known[:, None], ids, 0)[:, :given].astype(np.int64))[known]
+    ids += vocab_start
+    excess, entropy, sum_p2 = 0.0 - found.top_log_probs[:, 0], found.entropy, found.sum_p2
+    counts = np.stack([found.rank - 1, found.rank_hi - found.rank], axis=1)
+    if (counted := (here == ABSENT) | (found.argmax < 0) & ~ignored).any():
+        counts[counted] = (verbs.count(rows, own) - np.stack([here < 0, here >= 0], axis=1) * [0, 1])[counted]
+    figures = np.stack([excess, entropy, sum_p2, *counts.T], axis=1)
+    figures[nothing, :3] = 0.0
+    figures[ignored] = 0.0
+    return ScoreState(np.hstack([lse_state.columns, figures, ids, logits]), softcap, temperature)
+
+
+def finalize_scores(
+    state: ScoreState,
+    targets: ArrayLike,
+    *,
+    top_k: int = 0,
+    ignore_index: int | None = -100,
+    dtype: Any = np.float64,
+) -> scoring.Scores:
+    """`fastxent.Scores` of rows all of whose classes are in ``state``.
+
+    Parameters
+    ----------
+    state : ScoreState
+    targets, ignore_index
+        As for `accumulate_scores`.
+    top_k : int
+        How many of the largest classes to give, no more than the state keeps.
+    dtype : dtype
+        Of the logits: floats are float64 for float64, else float32.
+
+    Raises
+    ------
+    ValueError
+        If a target lies in no block, or in two, or the state keeps fewer classes.
+    IndexError, TypeError
+        As `accumulate`.
+    """
+    targets = np.asarray(targets)
+    of_rows = _terms(targets.shape, targets, 0, None, {"ignore_index": ignore_index})
+    if top_k > state.ids.shape[1]:
+        raise ValueError(f"top_k must be at most {state.ids.shape[1]}, what the state keeps; got {top_k}")
+    check_alike(state, LseState.empty(of_rows.rows, state.softcap, state.temperature))
+    _check_targets(state.lse_state, of_rows)
+    records = np.empty(len(state), scoring.record_dtype(np.dtype(dtype), top_k))
+    scoring.fill_records(records, state.scores(top_k), of_rows.targets)
+    return scoring.Scores.from_records(records.reshape(targets.shape))
+
+
+def _without_mass(rows, which):
+    """Of the rows ``which``, those all of whose logits are -inf; the others hold NaN or +inf."""
+    empty = np.zeros(len(rows), bool)
+    for i in np.flatnonzero(which):
+        empty[i] = rows[i : i + 1].astype(np.float64).max() == -np.inf
+    return empty
+
+
 def _read(block, targets, vocab_start, classes, options):
     """The rows of a block, and the terms of the problem that all classes make."""
     block = checks.read_logits(block)
@@ -229,12 +357,7 @@ def _statistics(state, of_rows):
     """`fastxent.state.Statistics` of whole rows from the state of all their classes."""
     options, counted = of_rows.options, np.broadcast_to(of_rows.problem.counted, of_rows.rows)
     check_alike(state, LseState.empty(of_rows.rows, options.softcap, options.temperature))
-    wrong = counted & (state["target_mass"] != 1.0)
-    if wrong.any():
-        raise ValueError(
-            f"every target must lie in one shard; {int(wrong.sum())} of {wrong.size} do not, "
-            f"the first in row {int(wrong.argmax())}"
-        )
+    _check_targets(state, of_rows)
     gap, share = np.empty(0), _target_share(of_rows)
     if of_rows.spread is not None:
         weighed, mass = state["mass"] + share, of_rows.mass(slice(None))[0]
@@ -246,3 +369,12 @@ def _statistics(state, of_rows):
         gap = state.gap(share)
     lse = np.where(counted, state.lse(), np.nan)
     return Statistics(np.where(counted, state.nll(), 0.0), np.empty(0), np.empty(0), lse, gap)
+
+
+def _check_targets(state, of_rows):
+    wrong = of_rows.problem.counted & (state["target_mass"] != 1.0)
+    if wrong.any():
+        raise ValueError(
+            f"every target must lie in one shard; {int(wrong.sum())} of {wrong.size} do not, "
+            f"the first in row {int(wrong.argmax())}"
+        )

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastxent
-from fastxent import LseState, shards
-from fastxent.bench.cases import AGREEMENT, Case
+from fastxent import LseState, ScoreState, shards
+from fastxent.bench.cases import AGREEMENT, KINDS, Case
 from fastxent.state import STRIP
 from tests import exact
 
@@ -179,3 +179,86 @@ def test_laws_of_the_state(data, rows, classes):
         np.testing.assert_allclose(state.nll(), want, rtol=4e-15 + slack, atol=1e-300)
     np.testing.assert_array_equal(a.merge(LseState.empty(rows)).columns, a.columns)
     np.testing.assert_array_equal(LseState.empty(rows).merge(a).columns, a.columns)
+
+
+def scores_of(logits, targets, pieces, backend=None, order=1, **options):
+    own = functools.reduce(
+        np.maximum, [shards.target_logits(block, targets, vocab_start=v) for v, block in cut(logits, pieces)]
+    )
+    states = [
+        shards.accumulate_scores(
+            block, targets, own, vocab_start=v, classes=logits.shape[1], backend=backend, **options
+        )
+        for v, block in cut(logits, pieces)
+    ]
+    state = functools.reduce(ScoreState.merge, states[::order])
+    top_k = options.get("top_k", 0)
+    return shards.finalize_scores(state, targets, top_k=top_k, dtype=logits.dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", [*KINDS, "hostile"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_k": 3, "softcap": 4.0, "temperature": 0.7}], ids=str)
+def test_scores_of_shards_are_those_of_the_whole(backend, kind, dtype, options):
+    logits, targets, _ = Case(12, 300, "typical" if kind == "hostile" else kind, dtype).build()
+    if kind == "hostile":
+        logits[0], logits[1, :150], logits[2, 7], logits[3, 200] = -np.inf, -np.inf, np.nan, np.inf
+        targets[1], targets[4], logits[5, targets[5]] = 3, -100, -np.inf
+    whole = fastxent.score(logits, targets, backend="reference", **options)
+    computed = exact.computed(dtype)
+    distance = np.abs(np.where(np.isfinite(logits), logits, 0).astype(float)).max() * np.finfo(np.float64).eps
+    rtol = 8 * exact.LOSS[computed] + 8 * distance
+    if "softcap" in options:
+        rtol += options["softcap"] * {"float32": 2.0**-20, "float64": 2.0**-49}[computed] / options["temperature"]
+    for order in (1, -1):
+        got = scores_of(logits, targets, 4, backend, order, **options)
+        for name, want in whole.as_dict().items():
+            found = getattr(got, name)
+            assert found.dtype == want.dtype
+            if want.dtype.kind == "f":
+                atol = rtol * np.abs(np.where(np.isfinite(want), want, 0)).max() if name == "lse" else 0.0
+                np.testing.assert_allclose(found, want, rtol, atol, err_msg=name)
+            else:
+                np.testing.assert_array_equal(found, want, err_msg=name)
+
+
+@given(data=st.data(), rows=st.integers(1, 3), classes=st.integers(4, 30), top_k=st.integers(0, 4))
+@settings(deadline=None, max_examples=100)
+def test_laws_of_the_score_state(data, rows, classes, top_k):
+    few = st.one_of(st.sampled_from([-np.inf, -1.0, 0.0, 2.0, 3e7]), st.floats(-300, 300, width=32))
+    draw = st.lists(st.lists(few, min_size=classes, max_size=classes), min_size=rows, max_size=rows)
+    logits = np.array(data.draw(draw))
+    targets = np.array(data.draw(st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows)))
+    edges = [0, *sorted(data.draw(st.tuples(st.integers(1, classes - 1), st.integers(1, classes - 1)))), classes]
+    own = shards.target_logits(logits, targets)
+    a, b, c = (
+        shards.accumulate_scores(logits[:, i:j], targets, own, vocab_start=i, classes=classes, top_k=top_k)
+        if i < j
+        else ScoreState.empty(rows, top_k)
+        for i, j in itertools.pairwise(edges)
+    )
+    want = fastxent.score(logits, targets, top_k=top_k, backend="reference")
+    for state in (a.merge(b).merge(c), a.merge(b.merge(c)), c.merge(b).merge(a)):
+        got = shards.finalize_scores(ScoreState.unpack(state.pack()), targets, top_k=top_k)
+        for name in ("rank", "rank_hi", "argmax", "is_greedy", "top_ids", "valid"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+        for name in ("log_prob", "entropy", "sum_p2", "top_log_probs"):
+            np.testing.assert_allclose(getattr(got, name), getattr(want, name), 1e-7, 1e-300, err_msg=name)
+    for same in (a.merge(ScoreState.empty(rows, top_k)), ScoreState.empty(rows, top_k).merge(a)):
+        np.testing.assert_array_equal(same.columns, a.columns)
+
+
+def test_scores_that_cannot_be():
+    logits, targets = np.zeros((2, 6)), np.array([0, 5])
+    half = shards.accumulate_scores(logits[:, :3], targets, np.zeros(2), classes=6, top_k=2)
+    with pytest.raises(ValueError, match="every target must lie in one shard; 1 of 2"):
+        shards.finalize_scores(half, targets)
+    with pytest.raises(ValueError, match="top_k must be at most 2, what the state keeps; got 3"):
+        shards.finalize_scores(half, targets, top_k=3)
+    with pytest.raises(ValueError, match="must keep as many classes; got 2 and 1"):
+        half.merge(ScoreState.empty(2))
+    with pytest.raises(ValueError, match="a logit for each of 2 targets; got 1"):
+        shards.accumulate_scores(logits, targets, [0.0])
+    with pytest.raises(ValueError, match=r"columns must have shape \(N, 14 \+ 2 k\)"):
+        ScoreState.unpack(half.pack()[:, :15])
