@@ -232,9 +232,9 @@ def accumulate_scores(
     scaling = {"softcap": softcap, "temperature": temperature}
     rows, of_rows = _read(block, targets, vocab_start, classes, scaling | {"ignore_index": ignore_index})
     arguments.ScoreOptions(top_k=top_k).check((max(of_rows.classes, top_k),))
-    verbs, marked, own = backends.choose(backend), of_rows.targets, checks.read_reals("own", own).reshape(-1)
-    if len(own) != len(rows):
-        raise ValueError(f"own must hold a logit for each of {len(rows)} targets; got {len(own)}")
+    verbs, marked, levels = backends.choose(backend), of_rows.targets, checks.read_reals("own", own).reshape(-1)
+    if len(levels) != len(rows):
+        raise ValueError(f"own must hold a logit for each of {len(rows)} targets; got {len(levels)}")
     lse_state = verbs.accumulate(rows, marked, vocab_start=vocab_start, **scaling)
     here, ignored = in_block(marked, rows, vocab_start), marked == IGNORED
     kept = max(1, top_k)
@@ -252,7 +252,7 @@ def accumulate_scores(
     excess, entropy, sum_p2 = 0.0 - found.top_log_probs[:, 0], found.entropy, found.sum_p2
     counts = np.stack([found.rank - 1, found.rank_hi - found.rank], axis=1)
     if (counted := (here == ABSENT) | (found.argmax < 0) & ~ignored).any():
-        counts[counted] = (verbs.count(rows, own) - np.stack([here < 0, here >= 0], axis=1) * [0, 1])[counted]
+        counts[counted] = (verbs.count(rows, levels) - np.stack([here < 0, here >= 0], axis=1) * [0, 1])[counted]
     figures = np.stack([excess, entropy, sum_p2, *counts.T], axis=1)
     figures[nothing, :3] = 0.0
     figures[ignored] = 0.0
