@@ -2,18 +2,19 @@
 over blocks of rows. What a block's logits are multiplied from is in `fastxent.products`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, checks, terms
+from fastxent import arguments, backends, checks, shards, terms
 from fastxent.products import Gradients, Workers, slices, taken
 from fastxent.reduction import reduce
 from fastxent.rows import take
 from fastxent.scoring import Scores, score_rows
-from fastxent.state import IGNORED, STRIP, LseState, Statistics
+from fastxent.state import IGNORED, STRIP, LseState
 from fastxent.threads import get_num_threads
 
 _MEMORY, _MEMORY_WITH_GRADIENTS = 64 << 20, 256 << 20  # bytes
@@ -85,8 +86,8 @@ def linear_cross_entropy(
     """
     verbs, wide = _backend(backend)
     problem = arguments.normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide)
-    losses, plain = _Losses(problem, verbs), terms.is_plain(problem)
-    blocks = _Blocks(problem.logits, problem.counted, checks.read_memory(memory, _MEMORY), by_classes=plain)
+    losses, by_classes = _Losses(problem, verbs), not terms.is_of_probabilities(problem)
+    blocks = _Blocks(problem.logits, problem.counted, checks.read_memory(memory, _MEMORY), by_classes=by_classes)
     with blocks.workers:
         for rows, hidden_rows in blocks:
             if blocks.classes < blocks.layer.shape[1]:
@@ -327,18 +328,22 @@ class _Losses:
         self._keep(of_rows, found, rows)
 
     def add_by_classes(self, blocks, rows, hidden):
-        """As `add` for all rows of a block, some of the classes at a time; of a plain problem."""
-        targets, columns = self._problem.targets[rows], LseState.empty(len(hidden)).columns
-        for classes in slices(0, self._classes, blocks.classes):
-
-            def accumulate(logits, part, start=classes.start):
-                state = LseState(columns[part])
-                columns[part] = self._verbs.accumulate(logits, targets[part], vocab_start=start, state=state).columns
-
-            blocks.each(accumulate, blocks.logits(hidden, classes), slice(0, len(hidden)))
+        """As `add` for all rows of a block whose targets are class indices, some of the classes at a time."""
         all_classes = np.broadcast_to(blocks.layer.dtype.type(0), (len(hidden), self._classes))
-        found = Statistics(LseState(columns).nll(), *[np.empty(0)] * 4)
-        self._keep(terms.of(self._problem.part(all_classes, rows)), found, rows)
+        of_rows = terms.of(self._problem.part(all_classes, rows))
+        scaling = {"softcap": of_rows.options.softcap, "temperature": of_rows.options.temperature}
+        state = LseState.empty(len(hidden), **scaling)
+
+        def accumulate(start, logits, part):
+            state.columns[part] = self._verbs.accumulate(
+                logits, of_rows.targets[part], spread=shards.spread_of(of_rows, logits, start), vocab_start=start,
+                state=LseState(state.columns[part], **scaling), **scaling,
+            ).columns  # fmt: skip
+
+        for classes in slices(0, self._classes, blocks.classes):
+            logits = blocks.logits(hidden, classes)
+            blocks.each(functools.partial(accumulate, classes.start), logits, slice(0, len(hidden)))
+        self._keep(of_rows, shards.statistics_of(state, of_rows), rows)
 
     def _keep(self, of_rows, found, rows):
         self._losses[rows] = of_rows.row_losses(found)
