@@ -4,7 +4,9 @@ A loss candidate returns per-row losses (N,); a gradient candidate the first row
 and of the output matrix, one after the other, of the sum of the losses.
 """
 
+import contextlib
 import warnings
+from functools import partial
 
 import numpy as np
 
@@ -17,9 +19,9 @@ CHECKED = 64  # rows of each gradient
 SHAPES = ((1024, 768, 32_000), (2048, 1024, 128_256), (64, 4096, 128_256))
 
 
-def build(rows, width, classes, dtype="float32"):
-    """``hidden, weight, targets`` of a shape, the same ones every time; logits of variance 16."""
-    rng = np.random.default_rng([rows, width, classes])
+def build(shape, dtype="float32"):
+    """``hidden, weight, targets`` of (rows, width, classes), the same ones every time; the logits have variance 16."""
+    rng, (rows, width, classes) = np.random.default_rng(shape), shape
     hidden = rng.standard_normal((rows, width), dtype=np.float32)
     weight = rng.standard_normal((classes, width), dtype=np.float32)
     weight *= np.float32(4 / np.sqrt(width))
@@ -77,13 +79,13 @@ def _in_torch(chunked):
     return lambda x, w, t, reduction: functional.linear_cross_entropy(x, w, t, reduction=reduction, options=options)
 
 
-def _torch(hidden, weight, targets):
+def _torch(hidden, weight, targets, chunked=False):
     import torch
 
-    loss, tensors = _in_torch(False), [torch.from_numpy(array) for array in (hidden, weight, targets)]
+    loss, tensors = _in_torch(chunked), [torch.from_numpy(array) for array in (hidden, weight, targets)]
 
     def run():
-        with torch.no_grad():
+        with torch.no_grad(), _loudly():
             return loss(*tensors, "none").numpy()
 
     return run
@@ -96,11 +98,18 @@ def _torch_with_grad(hidden, weight, targets, chunked=False):
     x, w = (torch.from_numpy(array).requires_grad_(True) for array in (hidden, weight))
 
     def run():
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # torch says so where it does not chunk
+        with _loudly():
             return _first(*(gradient.numpy() for gradient in torch.autograd.grad(loss(x, w, t, "sum"), (x, w))))
 
     return run
+
+
+@contextlib.contextmanager
+def _loudly():
+    """Warnings are errors: torch says by one that it does not chunk."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def _numpy(hidden, weight, targets):
@@ -115,10 +124,10 @@ def _numpy_with_grad(hidden, weight, targets):
     return run
 
 
-LOSS = {"fastxent": _ours, "torch": _torch, "numpy": _numpy}
+LOSS = {"fastxent": _ours, "torch": _torch, "torch chunked": partial(_torch, chunked=True), "numpy": _numpy}
 LOSS_AND_GRADIENTS = {
     "fastxent": _ours_with_grad,
     "torch": _torch_with_grad,
-    "torch chunked": lambda *problem: _torch_with_grad(*problem, chunked=True),
+    "torch chunked": partial(_torch_with_grad, chunked=True),
     "numpy": _numpy_with_grad,
 }
