@@ -19,7 +19,7 @@ from fastxent.threads import get_num_threads
 
 _MEMORY, _MEMORY_WITH_GRADIENTS = 64 << 20, 256 << 20  # bytes
 _SHARE = 0.75  # of the memory, for logits and hidden states; the rest is BLAS's and the threads' own
-_ENOUGH = 256  # rows of a block for which going through the whole output matrix pays
+_ENOUGH = 1024  # rows of a block for which going through the whole output matrix pays
 _MOST = 1024  # rows of a block of some of the classes
 _CHUNK = 1 << 21  # logits given to a kernel at a time
 _SMALL = 1 << 21  # multiplications that are not worth waking threads for
