@@ -53,8 +53,8 @@ def linear_cross_entropy(
     linear_bias : array_like, shape (V,), optional
         Added to the logits.
     memory : int, optional
-        How many bytes of logits and copies to hold at a time; by default 64 MiB. A row of logits is always held, and a
-        few numbers for each row of ``hidden`` come on top.
+        How many bytes of logits and copies to hold at a time; by default 64 MiB. A row of logits is always held; a few
+        numbers for each row of ``hidden`` come on top, and of a narrow matrix 4 MiB for each thread.
     backend : str, optional
         "cpu" or "reference", which takes its products in float64.
     **options
@@ -152,7 +152,7 @@ def linear_cross_entropy_with_grad(
     verbs, wide = _backend(backend)
     problem = arguments.normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide)
     layer = problem.logits
-    inputs = {"hidden": checks.read_array(hidden), "linear_weight": layer.weight, "linear_bias": layer.bias}
+    inputs = {"hidden": checks.read_array(hidden, "hidden"), "linear_weight": layer.weight, "linear_bias": layer.bias}
     dhidden, dweight, dbias = checks.read_outputs(out, inputs)
     grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
     losses = _Losses(problem, verbs, grad_output)

@@ -163,7 +163,8 @@ class Workers:
 
 def _call(call):
     function, task = call
-    function(task)
+    with np.errstate(over="ignore", invalid="ignore"):  # a product that overflows makes a row of infinities, or NaN
+        function(task)
 
 
 def _run_kernels_serially():
