@@ -43,9 +43,7 @@ def softmax_cross_entropy(scores, labels, weights=None, *, reduction="mean", ign
 
 
 def negative_log_likelihood(scores, labels, weights=None, *, reduction="mean", ignore_index=None):
-    return (
-        fastxent.nll_loss(scores, labels, weight=weights, reduction=reduction, ignore_index=ignore_index, axis=1),
-    )
+    return (fastxent.nll_loss(scores, labels, weight=weights, reduction=reduction, ignore_index=ignore_index, axis=1),)
 
 
 def reduce_log_sum_exp(data, axes=None, *, keepdims=1):
@@ -82,7 +80,7 @@ def test_onnx(case):
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6 * max(1.0, float(np.abs(want).max(initial=0.0))))
 
 
-PLUGIN = '''
+PLUGIN = """
 import numpy as np
 import pytest
 import fastxent
@@ -118,7 +116,7 @@ def log_softmax(x, axis=None):
 def pytest_collection_modifyitems(items):
     for item in items:
         item.module.logsumexp, item.module.softmax, item.module.log_softmax = logsumexp, softmax, log_softmax
-'''
+"""
 
 
 def test_scipy(tmp_path):
