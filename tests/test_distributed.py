@@ -1,0 +1,181 @@
+"""`fastxent score` on real schedulers and workers: the bytes of one process, and what happens when they die."""
+
+import contextlib
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent.distributed import BlockError
+from tests import cluster, processes
+from tests.processes import paths, run, start, wait_until_done
+
+pytest.importorskip("distributed", reason="needs dask[distributed]")
+
+ROWS = 4000
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Logits, targets, and whole.npy with the scores of one process."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(3)
+    logits = rng.standard_normal((ROWS, 500), dtype=np.float32)
+    np.save(folder / "logits.npy", logits)
+    for number in range(4):
+        np.save(folder / f"shard{number}.npy", logits[1000 * number : 1000 * (number + 1)])
+    targets = rng.integers(0, 500, ROWS)
+    targets[::7] = -100
+    np.save(folder / "targets.npy", targets)
+    assert run("score", *paths(folder), "--top-k", "3").returncode == 0
+    (folder / "scores.npy").rename(folder / "whole.npy")
+    return folder
+
+
+@pytest.fixture
+def folder(files, tmp_path):
+    for path in files.glob("*.npy"):
+        os.link(path, tmp_path / path.name)
+    return tmp_path
+
+
+def same(folder):
+    return (folder / "scores.npy").read_bytes() == (folder / "whole.npy").read_bytes()
+
+
+@contextlib.contextmanager
+def two_workers(folder):
+    with (
+        cluster.scheduler(folder) as (_, address),
+        cluster.worker(folder, address, "one") as one,
+        cluster.worker(folder, address, "two") as two,
+    ):
+        yield address, one, two
+
+
+def test_workers_on_this_machine(folder):
+    done = run("score", *paths(folder), "--top-k", "3", "--workers", "2", "--chunk-rows", "100")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert same(folder)
+
+
+def test_a_scheduler_and_its_workers_and_one_is_killed(folder):
+    shards = [str(folder / f"shard{number}.npy") for number in range(4)]
+    with two_workers(folder) as (address, one, _):
+        options = ["--top-k", "3", "--scheduler", address, "--chunk-rows", "5"]
+        process = start(folder, *options)
+        wait_until_done(folder, process, 100)
+        one.send_signal(signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=100)
+        assert (process.returncode, stderr) == (0, ""), stdout
+        assert same(folder)
+        (folder / "scores.npy").unlink()
+        done = run("score", *shards, *paths(folder)[1:], *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert same(folder)
+
+
+def test_the_scheduler_is_lost_and_the_run_is_resumed(folder):
+    with cluster.scheduler(folder) as (scheduler, address), cluster.worker(folder, address, "one"):
+        process = start(folder, "--top-k", "3", "--scheduler", address, "--chunk-rows", "2")
+        wait_until_done(folder, process, 100)
+        scheduler.send_signal(signal.SIGKILL)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert stderr.startswith(f"error: the scheduler at {address} was lost")
+    assert stderr.endswith("; --resume goes on with what is done\n")
+    assert stderr.count("\n") == 1
+    assert 0 < processes.journalled(folder) < ROWS
+    done = run("score", *paths(folder), "--top-k", "3", "--resume", "--workers", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert same(folder)
+
+
+def test_a_shard_that_one_worker_cannot_read_is_read_by_the_other(folder):
+    """What a worker cannot read it is never given again; the run says so only when no worker is left."""
+    (folder / "blind").mkdir()
+    (folder / "blind" / "sitecustomize.py").write_text(
+        "import builtins, io\n"
+        "whole = io.open\n"
+        "def blind(file, *arguments, **options):\n"
+        "    if 'shard2' in str(file):\n"
+        "        raise OSError(5, 'Input/output error', str(file))\n"
+        "    return whole(file, *arguments, **options)\n"
+        "builtins.open = io.open = blind\n"
+    )
+    shards = [str(folder / f"shard{number}.npy") for number in range(4)]
+    blind = {"PYTHONPATH": str(folder / "blind")}
+    with cluster.scheduler(folder) as (_, address), cluster.worker(folder, address, "blind", **blind):
+        options = ["--top-k", "3", "--scheduler", address, "--chunk-rows", "50"]
+        done = run("score", *shards, *paths(folder)[1:], *options)
+        assert done.returncode == 1
+        assert "error: no worker can read the files; tcp://127.0.0.1" in done.stderr
+        assert "Input/output error" in done.stderr
+        with cluster.worker(folder, address, "sound"):
+            done = run("score", *shards, *paths(folder)[1:], *options, "--resume")
+            assert (done.returncode, done.stderr) == (0, "")
+    assert same(folder)
+
+
+def test_workers_out_of_memory_are_a_clear_error_and_the_run_is_resumed(folder):
+    """Each worker dies of the third block it is given, as the kernel's killer would have it."""
+    (folder / "full").mkdir()
+    (folder / "full" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'fastxent.runs':\n"
+        "            from importlib.machinery import PathFinder\n"
+        "            spec = PathFinder.find_spec(name, path, target)\n"
+        "            run = spec.loader.exec_module\n"
+        "            def execute(module):\n"
+        "                run(module)\n"
+        "                score, done = module.Job.score, []\n"
+        "                def full(self, start, stop):\n"
+        "                    done.append(start)\n"
+        "                    if start >= 1000: os.kill(os.getpid(), 9)\n"
+        "                    return score(self, start, stop)\n"
+        "                module.Job.score = full\n"
+        "            spec.loader.exec_module = execute\n"
+        "            return spec\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+    environment = {"PYTHONPATH": str(folder / "full")}
+    with contextlib.ExitStack() as stack:
+        _, address = stack.enter_context(cluster.scheduler(folder))
+        for number in range(5):
+            stack.enter_context(cluster.worker(folder, address, f"full{number}", **environment))
+        done = run("score", *paths(folder), "--top-k", "3", "--scheduler", address, "--chunk-rows", "100")
+    assert done.returncode == 1
+    assert "cost one worker after another its life" in done.stderr
+    assert done.stderr.endswith("; --resume goes on with what is done\n")
+    done = run("score", *paths(folder), "--top-k", "3", "--resume")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert same(folder)
+
+
+def test_errors_of_usage(folder):
+    done = run("score", *paths(folder), "--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "two ways to say where" in done.stderr
+    done = run("score", *paths(folder), "--scheduler", "no address")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no scheduler answers at no address")
+    assert not (folder / "scores.npy").exists()
+
+
+def test_a_worker_of_another_version_is_named():
+    from fastxent import distributed, runs
+    from fastxent.arguments import ScoreOptions
+
+    job = runs.Job("0.0.0", (("a.npy",),), ("b.npy",), None, ScoreOptions(), "cpu", "")
+    lib = distributed.distributed
+    with (
+        lib.LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0", silence_logs=50) as local,
+        lib.Client(local, set_as_default=False) as client,
+        pytest.raises(runs.RunError, match=rf"has fastxent {fastxent.__version__}, the run 0\.0\.0"),
+    ):
+        list(distributed.Cluster(client).score_blocks(job, 10, 5, 0))
+    assert issubclass(BlockError, Exception)
