@@ -84,7 +84,9 @@ class Cluster:
     def _result(self, job, start, stop, future):
         while True:
             try:
-                return future.result()
+                return future.result(timeout=_PATIENCE)
+            except TimeoutError:
+                self._check_alive()
             except distributed.KilledWorker as error:
                 raise runs.RunError(
                     f"rows {start} to {stop} cost one worker after another its life, the last at "
@@ -96,6 +98,11 @@ class Cluster:
                     raise runs.RunError(f"worker {address}: {reason}") from error
                 self._shunned[address] = reason
                 future = self._submit(job, start, stop)
+
+    def _check_alive(self):
+        """Somebody is there to compute what is waited for, or a RunError says that nobody is."""
+        if not self._client.nthreads().keys() - self._shunned.keys():
+            raise runs.RunError(f"the scheduler at {self._address} has no worker left")
 
 
 def _score(job, start, stop):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import fastxent
-from fastxent.distributed import BlockError
+from fastxent.runs import RunError
 from tests import cluster, processes
 from tests.processes import paths, run, start, wait_until_done
 
-pytest.importorskip("distributed", reason="needs dask[distributed]")
+distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
+from fastxent import distributed as ours  # noqa: E402
 
 ROWS = 4000
 
@@ -120,7 +121,7 @@ def test_a_shard_that_one_worker_cannot_read_is_read_by_the_other(folder):
 
 
 def test_workers_out_of_memory_are_a_clear_error_and_the_run_is_resumed(folder):
-    """Each worker dies of the third block it is given, as the kernel's killer would have it."""
+    """Every worker dies of one block, as the kernel's killer would have it."""
     (folder / "full").mkdir()
     (folder / "full" / "sitecustomize.py").write_text(
         "import os, sys\n"
@@ -132,10 +133,9 @@ def test_workers_out_of_memory_are_a_clear_error_and_the_run_is_resumed(folder):
         "            run = spec.loader.exec_module\n"
         "            def execute(module):\n"
         "                run(module)\n"
-        "                score, done = module.Job.score, []\n"
+        "                score = module.Job.score\n"
         "                def full(self, start, stop):\n"
-        "                    done.append(start)\n"
-        "                    if start >= 1000: os.kill(os.getpid(), 9)\n"
+        "                    if start == 1000: os.kill(os.getpid(), 9)\n"
         "                    return score(self, start, stop)\n"
         "                module.Job.score = full\n"
         "            spec.loader.exec_module = execute\n"
@@ -147,7 +147,7 @@ def test_workers_out_of_memory_are_a_clear_error_and_the_run_is_resumed(folder):
         _, address = stack.enter_context(cluster.scheduler(folder))
         for number in range(5):
             stack.enter_context(cluster.worker(folder, address, f"full{number}", **environment))
-        done = run("score", *paths(folder), "--top-k", "3", "--scheduler", address, "--chunk-rows", "100")
+        done = run("score", *paths(folder), "--top-k", "3", "--scheduler", address, "--chunk-rows", "1000")
     assert done.returncode == 1
     assert "cost one worker after another its life" in done.stderr
     assert done.stderr.endswith("; --resume goes on with what is done\n")
@@ -166,16 +166,53 @@ def test_errors_of_usage(folder):
     assert not (folder / "scores.npy").exists()
 
 
-def test_a_worker_of_another_version_is_named():
-    from fastxent import distributed, runs
-    from fastxent.arguments import ScoreOptions
+class Job:
+    """Stands for a `fastxent.runs.Job` whose files are no matter."""
 
-    job = runs.Job("0.0.0", (("a.npy",),), ("b.npy",), None, ScoreOptions(), "cpu", "")
-    lib = distributed.distributed
+    def __init__(self, trouble=None, version=fastxent.__version__):
+        self.trouble, self.version = trouble, version
+
+    def score(self, start, stop):
+        if self.trouble is not None:
+            raise self.trouble
+        return np.arange(start, stop)
+
+
+@contextlib.contextmanager
+def in_this_process():
     with (
-        lib.LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0", silence_logs=50) as local,
-        lib.Client(local, set_as_default=False) as client,
-        pytest.raises(runs.RunError, match=rf"has fastxent {fastxent.__version__}, the run 0\.0\.0"),
+        distributed.LocalCluster(
+            n_workers=1, processes=False, dashboard_address="127.0.0.1:0", silence_logs=50
+        ) as local,
+        distributed.Client(local, set_as_default=False) as client,
     ):
-        list(distributed.Cluster(client).score_blocks(job, 10, 5, 0))
-    assert issubclass(BlockError, Exception)
+        yield local, ours.Cluster(client)
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (Job(version="0.0.0"), rf"worker .*: has fastxent {fastxent.__version__}, the run 0\.0\.0"),
+        (Job(MemoryError("4 GB")), "worker .*: out of memory: 4 GB"),
+        (Job(OSError("gone")), "no worker can read the files; .*: gone"),
+    ],
+)
+def test_trouble_is_named_with_its_worker(job, message):
+    with in_this_process() as (_, workers), pytest.raises(RunError, match=message):
+        list(workers.score_blocks(job, 10, 5, 0))
+
+
+def test_blocks_come_in_order_and_few_are_under_way():
+    with in_this_process() as (_, workers):
+        blocks = list(workers.score_blocks(Job(), 1000, 7, 14))
+    np.testing.assert_array_equal(np.concatenate(blocks), np.arange(14, 1000))
+
+
+def test_no_worker_is_left(monkeypatch):
+    monkeypatch.setattr(ours, "_PATIENCE", 2.0)
+    with in_this_process() as (local, workers):
+        blocks = workers.score_blocks(Job(), 1000, 1, 0)
+        next(blocks)
+        local.scale(0)
+        with pytest.raises(RunError, match="has no worker left"):
+            list(blocks)
