@@ -216,3 +216,35 @@ def test_no_worker_is_left(monkeypatch):
         local.scale(0)
         with pytest.raises(RunError, match="has no worker left"):
             list(blocks)
+
+
+@pytest.mark.slow
+def test_ten_gigabytes_in_shards_and_a_worker_is_killed(tmp_path):
+    """Two real workers, one killed on the way: the bytes of one process; `pytest -m slow` runs it."""
+    rows, classes, shards, block = 20_000, 128_256, 8, 250
+    rng = np.random.default_rng(2026)
+    noise = 4 * rng.standard_normal((block, classes), dtype=np.float32)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows // shards, classes)}
+    names = [tmp_path / f"shard{number}.npy" for number in range(shards)]
+    try:
+        for name in names:
+            with name.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for _ in range(rows // shards // block):
+                    np.roll(noise, int(rng.integers(classes)), axis=1).tofile(file)
+        assert sum(name.stat().st_size for name in names) > 10e9
+        np.save(tmp_path / "targets.npy", rng.integers(0, classes, rows))
+        assert run("score", *names, *paths(tmp_path)[1:], "--top-k", "5").returncode == 0
+        (tmp_path / "scores.npy").rename(tmp_path / "whole.npy")
+        with two_workers(tmp_path) as (address, one, _):
+            options = ["--top-k", "5", "--scheduler", address]
+            process = processes.start_on(names, tmp_path, *options)
+            wait_until_done(tmp_path, process, rows // 3)
+            one.send_signal(signal.SIGKILL)
+            assert processes.journalled(tmp_path) < rows
+            stdout, stderr = process.communicate(timeout=600)
+            assert (process.returncode, stderr) == (0, ""), stdout
+        assert same(tmp_path)
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)
