@@ -382,7 +382,7 @@ def _statistics(state, of_rows):
                 f"got {weighed[counted][~np.isclose(weighed[counted], mass, rtol=1e-9, atol=0.0)][0]}"
             )
         gap = state.gap(share)
-    lse = np.where(counted, state.lse(), np.nan)
+    lse = np.where(counted, state.lse(), np.nan) if "lse" in of_rows.wanted else np.empty(0)
     return Statistics(np.where(counted, state.nll(), 0.0), np.empty(0), np.empty(0), lse, gap)
 
 
