@@ -15,6 +15,7 @@ from fastxent.divergences import (
     kl_divergence_from_logits,
     kl_divergence_from_logits_grad,
 )
+from fastxent.linear import linear_cross_entropy, linear_cross_entropy_with_grad, score_linear
 from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, nll_loss, nll_loss_grad
 from fastxent.models import ModelComparison, compare_models
 from fastxent.score_state import ScoreState
@@ -48,6 +49,8 @@ __all__ = [
     "js_divergence_from_logits_grad",
     "kl_divergence_from_logits",
     "kl_divergence_from_logits_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
@@ -55,6 +58,7 @@ __all__ = [
     "nll_loss",
     "nll_loss_grad",
     "score",
+    "score_linear",
     "set_num_threads",
     "shards",
     "softmax",
