@@ -21,6 +21,7 @@ def test_recipes_in_python():
         "Loss",
         "Score",
         "Gradient",
+        "Hidden states and an output matrix",
         "Targets and options",
         "Other losses",
         "Stream a memory map",
