@@ -178,6 +178,21 @@ def gradient(
     return written
 
 
+def row_weights(targets: ArrayLike, *, classes: int | None = None, **options: Any) -> NDArray[np.float64]:
+    """What each row counts in a mean, float64 of the targets' shape: the divisor of `finalize` is their sum.
+
+    Examples
+    --------
+    >>> from fastxent import shards
+    >>> shards.row_weights([0, -100, 1], weight=[0.5, 2.0])
+    array([0.5, 0. , 2. ])
+    """
+    targets = np.asarray(targets)
+    of_rows = _terms(targets.shape, targets, 0, classes, options)
+    weight = 1.0 if of_rows.options.sample_weight is None else of_rows.options.sample_weight
+    return np.broadcast_to(of_rows.row_weight * weight, of_rows.rows).reshape(targets.shape)
+
+
 def target_logits(block: ArrayLike, targets: ArrayLike, *, vocab_start: int = 0) -> NDArray[np.float64]:
     """The logit of each row's target where it lies in this block, float64 of the targets' shape; -inf where it does
     not. `numpy.maximum` merges those of all blocks. So many elements are read, not the block.
@@ -367,7 +382,7 @@ def statistics_of(state, of_rows):
                 f"got {weighed[counted][~np.isclose(weighed[counted], mass, rtol=1e-9, atol=0.0)][0]}"
             )
         gap = state.gap(share)
-    lse = np.where(counted, state.lse(), np.nan)
+    lse = np.where(counted, state.lse(), np.nan) if "lse" in of_rows.wanted else np.empty(0)
     return Statistics(np.where(counted, state.nll(), 0.0), np.empty(0), np.empty(0), lse, gap)
 
 
