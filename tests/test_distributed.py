@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fastxent
+from fastxent.bench import scale
 from fastxent.runs import RunError
 from tests import cluster, processes
 from tests.processes import paths, run, start, wait_until_done
@@ -160,10 +161,26 @@ def test_errors_of_usage(folder):
     done = run("score", *paths(folder), "--workers", "2", "--scheduler", "tcp://127.0.0.1:1")
     assert done.returncode == 2
     assert "two ways to say where" in done.stderr
-    done = run("score", *paths(folder), "--scheduler", "no address")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no scheduler answers at no address")
     assert not (folder / "scores.npy").exists()
+
+
+def test_the_measurement_checks_what_it_times(tmp_path):
+    tasks, seconds, size = scale.time_tasks(40)
+    assert 40 <= tasks <= 100
+    assert seconds > 0
+    assert size > 0
+    logits, targets = scale.generate(tmp_path, 0.01)
+    assert abs(logits.stat().st_size - 0.01e9) < 0.002e9
+    assert len(np.load(targets)) == len(np.load(logits, mmap_mode="r"))
+
+
+def test_nobody_answers(monkeypatch):
+    monkeypatch.setattr(ours, "_PATIENCE", 0.5)
+    with (
+        pytest.raises(RunError, match=r"no scheduler answers at tcp://127\.0\.0\.1:1: "),
+        ours.connect("tcp://127.0.0.1:1"),
+    ):
+        pass
 
 
 class Job:
