@@ -1,7 +1,9 @@
-"""Which modules pytest cannot import here: those made of numba-cuda, where that is not installed."""
+"""Which modules pytest cannot import here: those made of a library that is not installed."""
 
 import importlib.util
 
 collect_ignore = []
 if importlib.util.find_spec("numba_cuda") is None:
     collect_ignore += [f"fastxent/backends/cuda/{name}.py" for name in ("codecs", "lanes", "primitives")]
+if importlib.util.find_spec("torch") is None:
+    collect_ignore += ["fastxent/torch"]
