@@ -15,6 +15,7 @@ from fastxent.divergences import (
     kl_divergence_from_logits,
     kl_divergence_from_logits_grad,
 )
+from fastxent.linear import linear_cross_entropy, linear_cross_entropy_with_grad, score_linear
 from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, nll_loss, nll_loss_grad
 from fastxent.models import ModelComparison, compare_models
 from fastxent.scoring import Scores, score
@@ -46,6 +47,8 @@ __all__ = [
     "js_divergence_from_logits_grad",
     "kl_divergence_from_logits",
     "kl_divergence_from_logits_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_grad",
     "logsumexp",
@@ -53,6 +56,7 @@ __all__ = [
     "nll_loss",
     "nll_loss_grad",
     "score",
+    "score_linear",
     "set_num_threads",
     "softmax",
     "softmax_grad",

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastxent import checks
-from fastxent.rows import as_rows, classes_last
+from fastxent.products import Layer
+from fastxent.rows import as_rows, classes_last, take
 from fastxent.state import IGNORED
 
 
@@ -46,42 +47,94 @@ class Problem:
     nothing, probabilities (N, V), or `SparseTargets`.
 
     ``counted`` tells which rows count: bool (N,), or True for all. In ``options`` weight and sample_weight are float64
-    (V,) and (N,), or None; ``shape`` is the targets' without classes.
+    (V,) and (N,), or None; ``shape`` is the targets' without classes. A `fastxent.products.Layer` may stand for logits.
     """
 
-    logits: np.ndarray
+    logits: np.ndarray | Layer
     targets: np.ndarray | SparseTargets
     counted: np.ndarray | bool
     options: Options
     shape: tuple[int, ...]
     loss_dtype: np.dtype
 
+    def part(self, logits, rows):
+        """The problem of some rows that count, a slice or indices, whose logits are given: their losses one by one."""
+        targets, sample_weight = self.targets, self.options.sample_weight
+        if isinstance(targets, SparseTargets):
+            targets = SparseTargets(targets.ids[rows], targets.probabilities[rows])
+        else:
+            targets = take(targets, rows)
+        if sample_weight is not None:
+            sample_weight = np.asarray(sample_weight)[rows]
+        options = replace(self.options, sample_weight=sample_weight, reduction="none", denominator=None)
+        return Problem(logits, targets, True, options, logits.shape[:1], checks.loss_dtype(logits.dtype))
+
 
 def normalise(logits, targets, options):
     """The `Problem` of logits and targets under ``options`` (an Options or a mapping); classes lie along its axis."""
     options = _read_options(options)
     logits = checks.read_logits(logits, options.axis)
+    return _problem(as_rows(logits), logits.shape, checks.loss_dtype(logits.dtype), targets, options)
+
+
+def normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide=False):
+    """The `Problem` whose logits are hidden states times an output matrix: a `fastxent.products.Layer`."""
+    if "axis" in options:
+        raise TypeError("axis does not apply: the classes are the rows of linear_weight")
+    options = _read_options(options)
+    layer, batch, loss_dtype = read_layer(hidden, linear_weight, linear_bias, wide)
+    return _problem(layer, (*batch, layer.shape[1]), loss_dtype, targets, options)
+
+
+def read_layer(hidden, linear_weight, linear_bias, wide=False):
+    """The `fastxent.products.Layer` of hidden states (..., K), the shape of their leading axes, and the losses' dtype;
+    the layer's is that, or float64 where ``wide``.
+    """
+    hidden, weight = checks.read_array(hidden, "hidden"), checks.read_array(linear_weight, "linear_weight")
+    checks.check_dtype(hidden.dtype, "hidden")
+    checks.check_dtype(weight.dtype, "linear_weight")
+    if hidden.ndim < 1 or hidden.shape[-1] == 0:
+        raise ValueError(f"hidden must have the shape (..., K) with K at least 1; got {hidden.shape}")
+    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or not len(weight):
+        raise ValueError(
+            f"linear_weight must have the shape (V, {hidden.shape[-1]}) with V at least 1, a row of hidden's width for "
+            f"each class; got {weight.shape}"
+        )
+    dtype = np.result_type(checks.loss_dtype(hidden.dtype), checks.loss_dtype(weight.dtype))
+    if linear_bias is not None:
+        linear_bias = checks.read_array(linear_bias, "linear_bias")
+        checks.check_dtype(linear_bias.dtype, "linear_bias")
+        if linear_bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"linear_bias must have shape ({len(weight)},), one number a class; got {linear_bias.shape}"
+            )
+    layer = Layer(as_rows(hidden), weight, linear_bias, np.dtype(np.float64) if wide else dtype)
+    return layer, hidden.shape[:-1], dtype
+
+
+def _problem(rows, logits_shape, loss_dtype, targets, options):
+    """The `Problem` of rows (N, V) of logits of a shape (..., V)."""
     _check_scalars(options)
-    classes, shape = logits.shape[-1], logits.shape[:-1]
+    classes, shape = logits_shape[-1], logits_shape[:-1]
     weight = None if options.weight is None else _read_weight(options.weight, classes)
     sample_weight = None if options.sample_weight is None else _read_sample_weight(options.sample_weight, shape)
     plain = weight is None and sample_weight is None
     if isinstance(targets, tuple):
         marked, counted = _read_sparse(targets, options.ignore_index, shape, classes), True
     elif (targets := np.asarray(targets)).dtype.kind in "iu":
-        check_targets(targets.shape, targets.dtype, logits.shape, options.axis)
+        check_targets(targets.shape, targets.dtype, logits_shape, options.axis)
         marked, counted = mark_ignored(targets.reshape(-1), options.ignore_index, classes)
     else:
-        marked, counted = _read_probabilities(targets, options, logits.shape), True
+        marked, counted = _read_probabilities(targets, options, logits_shape), True
     if sample_weight is not None and not sample_weight.all():
         counted = counted & (sample_weight > 0.0)
     return Problem(
-        logits=as_rows(logits),
+        logits=rows,
         targets=marked,
         counted=counted,
         options=options if plain else replace(options, weight=weight, sample_weight=sample_weight),
         shape=shape,
-        loss_dtype=checks.loss_dtype(logits.dtype),
+        loss_dtype=loss_dtype,
     )
 
 

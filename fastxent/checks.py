@@ -25,10 +25,10 @@ def is_floating(dtype):
     return dtype in DTYPES or dtype.newbyteorder("=") in DTYPES
 
 
-def check_dtype(dtype):
+def check_dtype(dtype, name="logits"):
     """Logits of this dtype can be taken, or a TypeError says which can."""
     if not is_floating(dtype):
-        raise TypeError(f"logits must have one of the dtypes {', '.join(map(str, DTYPES))}, not {dtype}")
+        raise TypeError(f"{name} must have one of the dtypes {', '.join(map(str, DTYPES))}, not {dtype}")
 
 
 def loss_dtype(dtype):
@@ -41,24 +41,24 @@ def gradient_dtype(dtype):
     return np.dtype(np.float32) if dtype.itemsize == 1 else dtype.newbyteorder("=")
 
 
-def read_array(logits):
+def read_array(logits, name="logits"):
     """Logits as an array: what NumPy reads, or what lies on the CPU and speaks DLPack."""
-    _refuse_what_numpy_would_misread(logits)
+    _refuse_what_numpy_would_misread(logits, name)
     if not hasattr(logits, "__array__") and hasattr(logits, "__dlpack__"):
         return np.from_dlpack(logits)
     return np.asarray(logits)
 
 
-def _refuse_what_numpy_would_misread(logits):
+def _refuse_what_numpy_would_misread(logits, name):
     library = type(logits).__module__.partition(".")[0]
     if getattr(logits, "requires_grad", False) is True:
         raise TypeError(
-            "logits must not require grad; pass logits.detach(), and take cross_entropy_grad for the gradient"
+            f"{name} must not require grad; pass {name}.detach(), and take the function with _grad for the gradient"
         )
     if library == "jax" and any(kind.__name__ == "Tracer" for kind in type(logits).__mro__):
-        raise TypeError("logits must be a concrete array, not a JAX tracer; call outside of jit and grad")
+        raise TypeError(f"{name} must be a concrete array, not a JAX tracer; call outside of jit and grad")
     if library == "dask":
-        raise TypeError("logits must be in memory, not a dask array; map over its blocks, or pass logits.compute()")
+        raise TypeError(f"{name} must be in memory, not a dask array; map over its blocks, or pass {name}.compute()")
 
 
 def check_logits(shape, dtype, axis=-1):
@@ -135,6 +135,39 @@ def read_out(out, logits, name="out"):
     if not same and np.may_share_memory(out, logits):
         raise ValueError(f"{name} must be the logits themselves or not overlap them")
     return out
+
+
+def read_outputs(out, inputs):
+    """Arrays for the gradients of ``inputs``, named arrays or None: those of the tuple ``out``, or new ones."""
+    if out is None:
+        out = (None,) * len(inputs)
+    if not isinstance(out, tuple) or len(out) != len(inputs):
+        raise ValueError(f"out must be a tuple of an array or None for each of {', '.join(inputs)}; got {out!r:.60}")
+    given = [array for array in inputs.values() if array is not None]
+    results = []
+    for number, (array, (name, like)) in enumerate(zip(out, inputs.items(), strict=True)):
+        if like is None and array is not None:
+            raise ValueError(f"out[{number}] must be None without {name}")
+        results.append(None if like is None else read_out(array, like, f"out[{number}]"))
+        if array is None:
+            continue
+        if not array.flags.c_contiguous:
+            raise ValueError(f"out[{number}] must be C-contiguous")
+        others = [other for other in results[:-1] if other is not None]
+        if any(np.may_share_memory(array, other) for other in (*given, *others)):
+            raise ValueError(f"out[{number}] must not overlap an input or another output")
+    return results
+
+
+def read_memory(memory, default):
+    """How many bytes a call may take beside its results: a positive whole number, or ``default`` for None."""
+    if memory is None:
+        return default
+    if isinstance(memory, bool) or not isinstance(memory, (int, np.integer)):
+        raise TypeError(f"memory must be a whole number of bytes or None, not {memory!r}")
+    if memory < 1:
+        raise ValueError(f"memory must be positive; got {memory}")
+    return int(memory)
 
 
 def read_grad_output(grad_output, reduction, shape):

@@ -37,6 +37,10 @@ class Rows:
         for view, place in self.boxes(rows):
             view[...] = values[place].reshape(view.shape)
 
+    def take(self, rows):
+        """A copy of some rows, an array of their indices."""
+        return self._array[self._places(rows)].reshape(-1, self.shape[1])
+
     @property
     def together(self):
         """How many rows at a time lie in memory in C order; 0 if not even one does."""
@@ -157,6 +161,11 @@ def row_blocks(rows):
     """Slices of rows (N, V), some megabytes each."""
     step = max(1, _BLOCK // rows.shape[1])
     return (slice(start, min(len(rows), start + step)) for start in range(0, len(rows), step))
+
+
+def take(rows, which):
+    """The rows of (N, V) that ``which`` names: a slice, as a view where there is one, or an array of indices."""
+    return rows.take(which) if isinstance(rows, Rows) and not isinstance(which, slice) else rows[which]
 
 
 def points(rows, ids):

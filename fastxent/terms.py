@@ -25,20 +25,51 @@ def of(problem):
     return IndexTerms(problem) if len(problem.targets.shape) == 1 else DenseTerms(problem)
 
 
+def is_of_probabilities(problem):
+    """Whether the targets are probabilities, of all classes or of a few."""
+    return isinstance(problem.targets, SparseTargets) or len(problem.targets.shape) == 2
+
+
+def is_plain(problem):
+    """Whether a row's `fastxent.state.LseState` tells all: of a class index, under logits as they are, the nll."""
+    options = problem.options
+    changed = options.softcap is not None or options.temperature != 1.0
+    more = options.label_smoothing or options.z_loss or options.return_lse
+    return not (is_of_probabilities(problem) or changed or more)
+
+
+def row_weight(problem):
+    """What the target of each row counts in a mean: float64 (N,), or () where all count the same."""
+    if is_of_probabilities(problem):
+        return np.asarray(1.0)
+    counted = np.asarray(problem.counted, np.float64)
+    if problem.options.weight is None:
+        return counted
+    return counted * problem.options.weight[np.maximum(problem.targets, 0)]
+
+
+def divisor(problem, counts):
+    """What a reduced loss and its gradient are divided by, given the rows' `row_weight`."""
+    options = problem.options
+    if options.sample_weight is not None:
+        counts = counts * options.sample_weight
+    return reduction.divisor(counts, problem.logits.shape[0], options.reduction, options.denominator)
+
+
 class _Terms(ABC):
     """What all kinds of targets share: sample weights, z-loss, temperature, the divisor and the reduction.
 
-    A kind sets ``targets`` and ``spread`` for the kernels, and ``row_weight``, what a row's target counts in a mean.
+    A kind sets ``targets`` and ``spread`` for the kernels.
     """
 
     targets: np.ndarray
     spread: Spread | None
-    row_weight: np.ndarray
 
     def __init__(self, problem):
         self.problem, self.options = problem, problem.options
         self.rows, self.classes = problem.logits.shape
         self.class_weight = ONE if self.options.weight is None else self.options.weight
+        self.row_weight = row_weight(problem)
         self.wanted = ("lse",) if self.options.z_loss or self.options.return_lse else ()
 
     def kernel_options(self):
@@ -49,13 +80,10 @@ class _Terms(ABC):
     @functools.cached_property
     def divisor(self):
         """What a reduced loss and its gradient are divided by."""
-        counts = self.row_weight
-        if self.options.sample_weight is not None:
-            counts = counts * self.options.sample_weight
-        return reduction.divisor(counts, self.rows, self.options.reduction, self.options.denominator)
+        return divisor(self.problem, self.row_weight)
 
-    def loss(self, statistics):
-        """What the caller gets for the rows' statistics: the loss, or with ``return_lse`` the loss and the lse."""
+    def row_losses(self, statistics):
+        """The loss of each row, float64 (N,)."""
         options, problem = self.options, self.problem
         with np.errstate(invalid="ignore"):
             losses = self.losses(statistics)
@@ -63,6 +91,11 @@ class _Terms(ABC):
                 losses = losses + np.where(problem.counted, options.z_loss * statistics.lse**2, 0.0)
             if options.sample_weight is not None:
                 losses = losses * options.sample_weight
+        return losses
+
+    def loss(self, statistics):
+        """What the caller gets for the rows' statistics: the loss, or with ``return_lse`` the loss and the lse."""
+        options, problem, losses = self.options, self.problem, self.row_losses(statistics)
         loss = reduction.reduce(losses, options.reduction, self.divisor, problem.loss_dtype, problem.shape)
         if not options.return_lse:
             return loss
@@ -116,9 +149,6 @@ class IndexTerms(_Terms):
         if problem.counted is not True:
             self.targets = np.where(problem.counted, self.targets, IGNORED)
         self.spread = Spread(self.class_weight, None, 0.0, 1.0) if smoothing > 0.0 else None
-        self.row_weight = np.asarray(problem.counted, np.float64)
-        if self.options.weight is not None:
-            self.row_weight = self.row_weight * self.class_weight[np.maximum(self.targets, 0)]
 
     def losses(self, statistics):
         """(N,) without z-loss and sample weights."""
@@ -142,7 +172,6 @@ class _ProbabilityTerms(_Terms):
     def __init__(self, problem):
         super().__init__(problem)
         self.targets = np.where(problem.counted, LARGEST, np.full(self.rows, IGNORED))
-        self.row_weight = np.asarray(1.0)
 
 
 class DenseTerms(_ProbabilityTerms):
