@@ -1,6 +1,6 @@
 """Numerically stable log-softmax cross entropy and its gradients, at the speed of reading the logits once."""
 
-from fastxent import backends, information
+from fastxent import backends, information, shards
 from fastxent.binary import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_grad,
@@ -18,6 +18,7 @@ from fastxent.divergences import (
 from fastxent.linear import linear_cross_entropy, linear_cross_entropy_with_grad, score_linear
 from fastxent.losses import cross_entropy, cross_entropy_grad, cross_entropy_with_grad, nll_loss, nll_loss_grad
 from fastxent.models import ModelComparison, compare_models
+from fastxent.score_state import ScoreState
 from fastxent.scoring import Scores, score
 from fastxent.softmax import log_softmax, log_softmax_grad, logsumexp, logsumexp_grad, softmax, softmax_grad
 from fastxent.state import LseState
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LseState",
     "ModelComparison",
+    "ScoreState",
     "Scores",
     "backends",
     "binary_cross_entropy_with_logits",
@@ -58,6 +60,7 @@ __all__ = [
     "score",
     "score_linear",
     "set_num_threads",
+    "shards",
     "softmax",
     "softmax_grad",
 ]

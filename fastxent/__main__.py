@@ -2,4 +2,5 @@
 
 from fastxent.cli import main
 
-main(prog_name="fastxent")
+if __name__ == "__main__":  # worker processes import it too
+    main(prog_name="fastxent")

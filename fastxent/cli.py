@@ -135,6 +135,8 @@ class Size(click.ParamType):
 @click.option("--words", metavar="N|FILE", help="How many words the targets are, for word perplexity.")
 @click.option("--bytes", "byte_counts", metavar="N|FILE", help="And bytes, for bits per byte; a file is summed.")
 @click.option("--html", "page_file", type=click.Path(path_type=Path), help="Write a report to this HTML file.")
+@click.option("--scheduler", metavar="ADDRESS", help="Score on the workers of this Dask scheduler.")
+@click.option("--workers", type=click.IntRange(1), help="Score in so many worker processes on this machine.")
 @_backend_option
 def score(
     files,
@@ -154,6 +156,8 @@ def score(
     words,
     byte_counts,
     page_file,
+    scheduler,
+    workers,
     **how,
 ):
     """Score LOGITS (..., V) against TARGETS (...), files of any size.
@@ -185,7 +189,7 @@ def score(
             page.check()
         asked = any((group_by, words, byte_counts, page_file, other))
         questions = Questions(group_by, words, byte_counts) if asked else None
-        with bar:
+        with _cluster(scheduler, workers) as cluster, bar:
             summary = runs.score_file(
                 logits,
                 targets,
@@ -196,6 +200,7 @@ def score(
                 file_format=file_format and f".{file_format}",
                 resume=resume,
                 replace=force,
+                cluster=cluster,
                 advance=lambda done, rows: bar.update(task, completed=done, total=rows),
                 **how,
             )
@@ -217,6 +222,19 @@ def score(
     else:
         Console().print(tables.of_summary(summary.as_dict(), output))
         tables.print_digest(found)
+
+
+def _cluster(scheduler, workers):
+    """A context manager that gives the cluster asked for, or None."""
+    if scheduler is None and workers is None:
+        return contextlib.nullcontext()
+    if scheduler is not None and workers is not None:
+        raise click.UsageError("--scheduler and --workers are two ways to say where; take one")
+    try:
+        from fastxent import distributed
+    except ImportError as error:
+        raise BadInput(f"workers need the package dask, which pip install fastxent[dask] brings ({error})") from error
+    return distributed.local(workers) if scheduler is None else distributed.connect(scheduler)
 
 
 def _resumable(output):

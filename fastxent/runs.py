@@ -5,9 +5,12 @@ A run keeps what it has finished when it is killed, and goes on from there (`fas
 """
 
 import contextlib
+import json
 import math
+import os
+import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,7 @@ def score_file(
     resume=False,
     replace=False,
     advance=lambda done, rows: None,
+    cluster=None,
 ):
     """Score files: logits (..., V) against targets (...), one record a target to ``output``.
 
@@ -81,6 +85,8 @@ def score_file(
         Whether an ``output`` that exists gives way, and what an earlier run has left.
     advance : callable
         Told the rows done and their whole number after every block.
+    cluster : fastxent.distributed.Cluster, optional
+        Whose workers read and score the blocks; the same bytes come out.
 
     Returns
     -------
@@ -99,7 +105,7 @@ def score_file(
     with contextlib.ExitStack() as stack:
         names = [logits] if other is None else [logits, other]
         models = [stack.enter_context(io.open_source(name, logits_dtype)) for name in names]
-        targets = stack.enter_context(io.open_source(targets))
+        target_names, targets = targets, stack.enter_context(io.open_source(targets))
         check_sources(models, targets, options)
         if questions is not None:
             questions.prepare(targets.shape)
@@ -116,7 +122,8 @@ def score_file(
         )
         try:
             with spool:
-                return _run(models, targets, options, backend, step, on_nan, spool, questions, advance, started)
+                blocks = _blocks_on(cluster, names, target_names, logits_dtype, models, targets, options, backend, step)
+                return _run(models, targets, blocks, on_nan, spool, questions, advance, started)
         except FileExistsError:
             raise
         except io.SourceError as error:
@@ -150,12 +157,28 @@ def _identity(models, targets, options, backend):
     } | {name.replace("_", " "): value for name, value in (asdict(options) | {"backend": backend}).items()}
 
 
-def _run(models, targets, options, backend, step, on_nan, spool, questions, advance, started):
+def _blocks_on(cluster, names, target_names, logits_dtype, models, targets, options, backend, step):
+    """A function of the first row that gives the records from there on, block by block, made here or on a cluster."""
+    if cluster is None:
+        return lambda first: score_blocks(models, targets, options, backends.choose(backend), step, first)
+    job = Job(
+        version=fastxent.__version__,
+        models=tuple(map(_absolute, names)),
+        targets=_absolute(target_names),
+        logits_dtype=logits_dtype,
+        options=options,
+        backend=backends.choose(backend).__name__.rpartition(".")[2],
+        stamps=_stamps(models, targets),
+    )
+    return lambda first: cluster.score_blocks(job, math.prod(targets.shape), step, first)
+
+
+def _run(models, targets, blocks, on_nan, spool, questions, advance, started):
     rows, first, read = math.prod(targets.shape), spool.done, 0
     row_bytes = sum(_row_bytes(model) for model in models)
     advance(first, rows)
     if spool.published is None:
-        for records in score_blocks(models, targets, options, backends.choose(backend), step, first):
+        for records in blocks(first):
             if on_nan == "error":
                 _refuse_nan(records, spool.done)
             spool.append(records)
@@ -241,21 +264,77 @@ def marked_targets(targets, options, start, stop, classes):
 
 def score_blocks(models, targets, options, verbs, step, first=0):
     """Records of rows ``first`` and on, ``step`` at a time, while the next blocks of logits are read."""
-    for marked, *blocks in ahead(_read(models, targets, options, step, first)):
-        if len(models) > 1:
-            records = compare_rows(blocks[0], blocks[1], marked, options, verbs)
-        else:
-            records = scoring.score_rows(blocks[0], marked, None, options, verbs)
-        blocks.clear()
-        for source in (*models, targets):
-            source.check_unchanged()
-        yield records
+    rows = math.prod(targets.shape)
+    slices = ((start, min(rows, start + step)) for start in range(first, rows, step))
+    for read in ahead(_read(models, targets, options, *part) for part in slices):
+        yield _score_read(read, models, targets, options, verbs)
 
 
-def _read(models, targets, options, step, first):
-    rows, classes = math.prod(targets.shape), models[0].shape[-1]
-    for start in range(first, rows, step):
-        stop = min(rows, start + step)
-        marked = marked_targets(targets, options, start, stop, classes)
-        blocks = (model.block(start * classes, stop * classes) for model in models)
-        yield marked, *(block.reshape(stop - start, classes) for block in blocks)
+def _score_read(read, models, targets, options, verbs):
+    """Records of what `_read` gives."""
+    marked, *blocks = read
+    if len(models) > 1:
+        records = compare_rows(blocks[0], blocks[1], marked, options, verbs)
+    else:
+        records = scoring.score_rows(blocks[0], marked, None, options, verbs)
+    read.clear()
+    for source in (*models, targets):
+        source.check_unchanged()
+    return records
+
+
+def _read(models, targets, options, start, stop):
+    classes = models[0].shape[-1]
+    marked = marked_targets(targets, options, start, stop, classes)
+    blocks = (model.block(start * classes, stop * classes) for model in models)
+    return [marked, *(block.reshape(stop - start, classes) for block in blocks)]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a process needs to score rows of a run: paths and options, no data.
+
+    ``stamps`` tells whether it sees the files of the run.
+    """
+
+    version: str
+    models: tuple[tuple[str, ...], ...]
+    targets: tuple[str, ...]
+    logits_dtype: str | None
+    options: ScoreOptions
+    backend: str
+    stamps: str
+
+    def score(self, start, stop):
+        """Records of rows ``start`` to ``stop``; the files stay open in this thread for the next ones."""
+        if getattr(_opened, "job", None) != self:
+            _opened.sources, _opened.job = _open_all(self), self
+        *models, targets = _opened.sources
+        read = _read(models, targets, self.options, start, stop)
+        return _score_read(read, models, targets, self.options, backends.choose(self.backend))
+
+
+_opened = threading.local()
+
+
+def _open_all(job):
+    sources = [io.open_source(names, job.logits_dtype) for names in job.models]
+    sources.append(io.open_source(job.targets))
+    if _stamps(sources[:-1], sources[-1]) != job.stamps:
+        raise io.SourceError(f"{sources[0].name}: is another file here than where the run was started")
+    return sources
+
+
+def _stamps(models, targets):
+    return json.dumps([source.stamp() for source in (*models, targets)])
+
+
+def _absolute(names):
+    """Every FILE or FILE::NAME that names mean, wherever a process stands."""
+    names = [names] if isinstance(names, (str, os.PathLike)) else names
+    files = [
+        (path if "://" in path else str(Path(path).absolute()), part)
+        for name in names
+        for path, part in io.expand(name)
+    ]
+    return tuple(path if part is None else f"{path}::{part}" for path, part in files)

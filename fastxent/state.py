@@ -23,18 +23,17 @@ FIELDS = ("base", "exponent", "total", "low", "peak", "gap", "mass", "target_log
 
 _ROWS = rowmath.NUMPY_ROWS
 _NOTHING = np.empty(0)
-_RATE = rowmath.rate(np.float64)
 
 
-def _add_sums(a, b):
-    """base, exponent, total, low of both; a huge logit's base gives way to a larger one."""
-    fields = FIELDS[:4]
-    return _ROWS.join(*(a[field] for field in fields), *(b[field] for field in fields), _RATE)
+def in_block(targets, logits, vocab_start):
+    """Targets (N,) that count from class 0 as the kernels take them for classes from ``vocab_start`` on."""
+    here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
+    return np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
 
 
 @dataclass(frozen=True, slots=True)
 class LseState:
-    """Mergeable statistics of N rows over the classes seen so far.
+    """Mergeable statistics of N rows over the classes seen so far; `fastxent.shards` makes them and uses them.
 
     Attributes
     ----------
@@ -42,31 +41,87 @@ class LseState:
         In the order of `FIELDS`. The classes other than the target sum to exp(base) 2**exponent (total + low);
         peak is the largest of their logits, gap is sum w (peak - z) and mass sum w over them (0 unless asked for);
         target_mass is 1 once the target's own logit, target_logit, has been seen.
+    softcap, temperature : float
+        What the logits are in nats: softcap tanh(logits / softcap) / temperature. Logits in the columns are
+        tanh(logits / softcap) with a softcap, else as they were given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastxent import shards
+    >>> one = shards.accumulate(np.float32([[20]]), [0])
+    >>> other = shards.accumulate(np.float32([[0]]), [0], vocab_start=1)
+    >>> one.merge(other).nll()
+    array([2.06115362e-09])
     """
 
     columns: np.ndarray
+    softcap: float | None = None
+    temperature: float = 1.0
 
     @classmethod
-    def empty(cls, rows):
+    def empty(cls, rows, softcap=None, temperature=1.0):
         """The identity of `merge`: ``rows`` rows of which no class has been seen."""
         columns = np.zeros((rows, len(FIELDS)))
         columns[:, FIELDS.index("peak")] = -np.inf
         columns[:, FIELDS.index("target_logit")] = -np.inf
-        return cls(columns)
+        return cls(columns, softcap, temperature)
+
+    @classmethod
+    def unpack(cls, columns, softcap=None, temperature=1.0):
+        """The state that `pack` gave the columns of, float64 (N, 9): from another process, a file, a chunk of a graph.
+
+        Raises
+        ------
+        ValueError
+            If they have another shape.
+        """
+        columns = np.array(columns, np.float64, ndmin=2)
+        if columns.ndim != 2 or columns.shape[1] != len(FIELDS):
+            raise ValueError(f"columns must have shape (N, {len(FIELDS)}); got {columns.shape}")
+        return cls(columns, softcap, temperature)
+
+    def pack(self):
+        """A copy of the columns, float64 (N, 9), and all there is to a state but for softcap and temperature."""
+        return self.columns.copy()
+
+    def copy(self):
+        """A state of its own."""
+        return LseState(self.columns.copy(), self.softcap, self.temperature)
+
+    def __len__(self):
+        return len(self.columns)
 
     def __getitem__(self, field):
         return self.columns[:, FIELDS.index(field)]
 
+    @property
+    def _rate(self):
+        return rowmath.rate(np.float64, self.softcap, self.temperature)
+
+    @property
+    def _sums(self):
+        return tuple(self[field] for field in FIELDS[:3])
+
     def merge(self, other):
-        """The state of the classes of both, which must not share a class."""
+        """The state of the classes of both, which must not share a class.
+
+        Associative and commutative within the rounding of a sum; `empty` changes nothing.
+
+        Raises
+        ------
+        ValueError
+            If the states have different numbers of rows, or were made under another softcap or temperature.
+        """
+        check_alike(self, other)
         merged = np.empty_like(self.columns)
         with np.errstate(all="ignore"):
-            merged[:, :4] = np.stack(_add_sums(self, other), axis=1)
+            merged[:, :4] = np.stack(_ROWS.join(*self.columns[:, :4].T, *other.columns[:, :4].T, self._rate), axis=1)
             merged[:, 4:7] = np.stack(_ROWS.add_gap(*self.columns[:, 4:7].T, *other.columns[:, 4:7].T), axis=1)
         held = other["target_mass"] > 0.0
         merged[:, 7] = np.where(held, other["target_logit"], self["target_logit"])
         merged[:, 8] = self["target_mass"] + other["target_mass"]
-        return LseState(merged)
+        return LseState(merged, self.softcap, self.temperature)
 
     def nll(self):
         """lse - target logit of each row in nats, float64 (N,), with every digit on confident rows; 0 where ignored.
@@ -74,18 +129,64 @@ class LseState:
         Raises
         ------
         ValueError
-            If the target of a row lies in none of the classes seen.
+            If the target of a row lies in none of the classes seen, or in two shards.
         """
         seen = self["target_mass"] > 0.0
-        lost = ~seen & (self["total"] != 0.0)
-        if lost.any():
+        wrong = (self["target_mass"] != 1.0) & (seen | (self["total"] != 0.0))
+        if wrong.any():
             raise ValueError(
-                f"every target must lie in a shard; {int(lost.sum())} of {lost.size} do not, "
-                f"the first in row {int(lost.argmax())}"
+                f"every target must lie in one shard; {int(wrong.sum())} of {wrong.size} do not, "
+                f"the first in row {int(wrong.argmax())}"
             )
         with np.errstate(all="ignore"):
-            nll = _ROWS.nll(self["base"], self["exponent"], self["total"], self["target_logit"], _RATE)
+            nll = _ROWS.nll(*self._sums, self["target_logit"], self._rate)
         return np.where(seen, nll, 0.0)
+
+    def lse(self):
+        """The logsumexp of each row in nats, float64 (N,); -inf where no class was seen, NaN on a row with NaN or +inf.
+
+        Under a target it is that of the target and the others; without, that of all.
+        """
+        with np.errstate(all="ignore"):
+            over, whole, _, _ = self._with_target()
+            nll = _ROWS.nll(*self._sums, self["target_logit"], self._rate)
+            base, target = self["base"], self["target_logit"]
+            return _ROWS.lse(base, over, whole, target, np.where(target > -np.inf, nll, np.inf), self._rate)
+
+    def gap(self, target_share):
+        """sum r (lse - z) in nats over all classes, float64 (N,), of a state made with a `Spread` and the r of each
+        row's target; 0 where ignored.
+        """
+        seen, peak = self["target_mass"] > 0.0, self["peak"]
+        with np.errstate(all="ignore"):
+            nll = _ROWS.nll(*self._sums, self["target_logit"], self._rate)
+            above = _ROWS.excess(*self._sums, peak, self["target_logit"], nll, self._rate)
+            above = np.where(peak > -np.inf, above, 0.0)
+            return np.where(seen, _ROWS.whole_gap(self["gap"], self["mass"], above, target_share, nll, self._rate), 0.0)
+
+    def of_gradient(self, coefficients, target_share):
+        """``exponent, factor, own`` of each row, float64 (N,): an entry but for the shares is exp(z - base)
+        2**-exponent factor, the target's is own.
+        """
+        hit, smooth, extra, square = coefficients
+        mass = self["mass"]
+        with np.errstate(all="ignore"):
+            exponent, whole, miss, own = self._with_target()
+            extra = extra + (square * self.lse() if square.any() else 0.0)
+            factor = (hit + extra + smooth * (mass + target_share)) / whole
+            return exponent, factor, _ROWS.at_target(hit, smooth, extra, mass, target_share, miss, own)
+
+    def _with_target(self):
+        return _ROWS.with_target(*self._sums, self["target_logit"], self._rate)
+
+
+def check_alike(one, other):
+    """States of as many rows under the same softcap and temperature, or a ValueError says what differs."""
+    for what in ("softcap", "temperature"):
+        if getattr(one, what) != getattr(other, what):
+            raise ValueError(f"states must have one {what}; got {getattr(one, what)} and {getattr(other, what)}")
+    if len(one) != len(other):
+        raise ValueError(f"states must have as many rows; got {len(one)} and {len(other)}")
 
 
 class Spread(NamedTuple):

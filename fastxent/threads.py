@@ -1,6 +1,8 @@
 """How many threads the CPU kernels use: Numba's own number, so that both agree. No result depends on it."""
 
+import contextlib
 import operator
+import threading
 
 
 def get_num_threads() -> int:
@@ -45,3 +47,19 @@ def set_num_threads(threads: int) -> None:
     if not 1 <= number <= most:
         raise ValueError(f"threads must lie in [1, {most}]; got {number}")
     numba.set_num_threads(number)
+
+
+@contextlib.contextmanager
+def one_in_a_worker():
+    """One thread for kernels called in this block, unless it runs in the main thread: a pool's workers are as many as
+    the cores, and each must not start so many threads again.
+    """
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    before = get_num_threads()
+    set_num_threads(1)
+    try:
+        yield
+    finally:
+        set_num_threads(before)

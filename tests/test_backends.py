@@ -15,7 +15,9 @@ from fastxent import backends
 VERBS = (
     "accumulate",
     "binary",
+    "count",
     "divergences",
+    "gradient",
     "log_softmax",
     "logsumexp",
     "score",

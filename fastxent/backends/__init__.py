@@ -1,8 +1,8 @@
 """The registry of backends, and the only place where one is chosen.
 
 A backend is a module with the verbs of `fastxent.backends.reference`: ``statistics``, ``statistics_and_gradient``,
-``accumulate``, ``score``, ``logsumexp``, ``log_softmax``, ``softmax``, ``binary`` and ``why_unavailable``. It is
-imported when first used.
+``accumulate``, ``gradient``, ``score``, ``count``, ``divergences``, ``logsumexp``, ``log_softmax``, ``softmax``,
+``binary`` and ``why_unavailable``. It is imported when first used.
 """
 
 import functools

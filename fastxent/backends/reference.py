@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fastxent import probmath
-from fastxent.state import IGNORED, LARGEST, LseState, RowScores, Statistics
+from fastxent import probmath, rowmath
+from fastxent.state import IGNORED, LARGEST, LseState, RowScores, Statistics, in_block
+
+_NOUGHT = np.zeros(1)
 
 
 def why_unavailable():
@@ -75,23 +77,55 @@ def statistics_and_gradient(
     return result
 
 
-def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
+def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softcap=None, temperature=1.0):
     """The LseState of the classes from ``vocab_start`` on, merged to ``state``; targets count from class 0."""
-    block = LseState.empty(len(logits))
-    for i, t in enumerate(targets):
+    block = LseState.empty(len(logits), softcap, temperature)
+    unit = temperature if softcap is None else temperature / softcap
+    for i, t in enumerate(in_block(targets, logits, vocab_start)):
         if t == IGNORED:
             continue
-        z = logits[i : i + 1][0].astype(np.float64)
-        keep = np.arange(len(z)) != t - vocab_start
+        z, _ = _in_nats(logits[i : i + 1][0], softcap, temperature)
+        keep = np.arange(len(z)) != t
         others, peak = z[keep], z[keep].max(initial=-np.inf)
         w = _share(spread, i, len(z))[keep]
         base = peak if np.isfinite(peak) else 0.0
         total = np.exp(others - base).sum() if peak < np.inf else np.nan
         gap = (w[w > 0] * (base - others[w > 0])).sum()
-        block.columns[i, :7] = base, 0.0, total, 0.0, peak, gap, w.sum()
+        block.columns[i, :7] = base * unit, 0.0, total, 0.0, peak * unit, gap * unit, w.sum()
         if not keep.all():
-            block.columns[i, 7:] = z[t - vocab_start], 1.0
+            block.columns[i, 7:] = z[t] * unit, 1.0
     return block if state is None else state.merge(block)
+
+
+def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_start=0, target_share=_NOUGHT):
+    """To ``out`` what `fastxent.state.Coefficients` says of the classes from ``vocab_start`` on, times the slope of the
+    softcap; ``state`` is that of all classes and ``target_share``, (N,) or (1,), the r of each row's target.
+    """
+    columns = [np.broadcast_to(column, len(logits)) for column in (*coefficients, target_share, state.nll())]
+    lse, unit = state.lse(), state.temperature if state.softcap is None else state.temperature / state.softcap
+    for i, t in enumerate(in_block(targets, logits, vocab_start)):
+        if t == IGNORED:
+            out[i : i + 1] = np.zeros((1, out.shape[1]))
+            continue
+        hit, smooth, extra, square, own_share, nll = (column[i] for column in columns)
+        z, slope = _in_nats(logits[i : i + 1][0], state.softcap, state.temperature)
+        others, extra = state["mass"][i], extra + (square * lse[i] if square else 0.0)
+        own = state["target_logit"][i] / unit
+        p = np.exp((z - own) - nll) if np.isfinite(own) else np.exp(z - lse[i])
+        entries = p * (hit + extra + smooth * (others + own_share)) - smooth * _share(spread, i, len(z))
+        if t >= 0:
+            entries[t] = rowmath.NUMPY_ROWS.at_target(
+                hit, smooth, extra, others, own_share, -np.expm1(-nll), np.exp(-nll)
+            )
+        with np.errstate(over="ignore"):
+            out[i : i + 1] = entries * slope
+
+
+def count(logits, levels):
+    """How many logits of each row are above and level with its number in ``levels`` (N,): int64 (N, 2)."""
+    rows = [logits[i : i + 1][0].astype(np.float64) for i in range(len(logits))]
+    counts = [((x > level).sum(), (x == level).sum()) for x, level in zip(rows, levels, strict=True)]
+    return np.array(counts, np.int64).reshape(-1, 2)
 
 
 @np.errstate(over="ignore")

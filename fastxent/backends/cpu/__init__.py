@@ -20,23 +20,28 @@ from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
 from fastxent.checks import loss_dtype
 from fastxent.rows import Masked, Rows, boxes
-from fastxent.state import ABSENT, IGNORED, LARGEST, STRIP, Coefficients, LseState, RowScores, Statistics
+from fastxent.state import LARGEST, STRIP, Coefficients, LseState, RowScores, Statistics, in_block
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
 _ROWS = 1 << 18  # and rows, for their scratch
 _BINARY = 8  # an element of a binary loss is as much work as so many others
 _GATHER = 1 << 20  # elements gathered at a time: a few megabytes, still in the cache when the kernel reads them
+_NOUGHT = np.zeros(1)
 _LINE = 64  # rows gathered at a time where four times that allows it: neighbours along the rows share cache lines
 
 
 _statistics = Twins(kernels.statistics)
 _statistics_and_gradient = Twins(kernels.statistics_and_gradient)
 _accumulate = Twins(kernels.accumulate)
+_gradient = Twins(kernels.gradient)
 _log_softmax = Twins(kernels.log_softmax)
 _score = Twins(scores.score)
+_count = Twins(scores.count)
 _divergences = Twins(divergences_kernel.divergences)
 _binary = Twins(binary_kernel.binary)
-KERNELS = (_statistics, _statistics_and_gradient, _accumulate, _log_softmax, _score, _divergences, _binary)
+KERNELS = (
+    _statistics, _statistics_and_gradient, _accumulate, _gradient, _log_softmax, _score, _count, _divergences, _binary,
+)  # fmt: skip
 
 
 def _read_only(block):
@@ -88,15 +93,34 @@ def statistics_and_gradient(
     return result
 
 
-def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
+def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softcap=None, temperature=1.0):
     """See `fastxent.backends.reference.accumulate`."""
-    columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
-    here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
-    local = _read_only(np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT)))
-    scaling = _scaling(logits.dtype, None, 1.0)
+    result = LseState.empty(len(logits), softcap, temperature) if state is None else state.copy()
+    local, scaling = _read_only(in_block(targets, logits, vocab_start)), _scaling(logits.dtype, softcap, temperature)
     for rows, block, shares in _blocks(logits, spread):
-        _accumulate(block.size, block, local[rows], shares, scaling, _strips(block), columns[rows])
-    return LseState(columns)
+        _accumulate(block.size, block, local[rows], shares, scaling, _strips(block), result.columns[rows])
+    return result
+
+
+def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_start=0, target_share=_NOUGHT):
+    """See `fastxent.backends.reference.gradient`."""
+    local, scaling = in_block(targets, logits, vocab_start), _scaling(logits.dtype, state.softcap, state.temperature)
+    exponent, whole, own = state.of_gradient(coefficients, target_share)
+    smooth = np.broadcast_to(coefficients.smooth, len(logits))
+    of_rows = [np.ascontiguousarray(column) for column in (state["base"], exponent, whole, own, smooth)]
+    local, of_rows = _read_only(local), [_read_only(column) for column in of_rows]
+    for rows, block, shares in _blocks(logits, spread):
+        of_block = kernels.Whole(*(column[rows] for column in of_rows))
+        with _written(out, rows, logits.dtype) as written:
+            _gradient(block.size, block, local[rows], shares, of_block, scaling, written, _strips(block))
+
+
+def count(logits, levels):
+    """See `fastxent.backends.reference.count`."""
+    counts, levels = np.empty((len(logits), 2), np.int64), _read_only(np.ascontiguousarray(levels, np.float64))
+    for rows, block, _ in _blocks(logits, None):
+        _count(block.size, block, levels[rows], counts[rows])
+    return counts
 
 
 def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):

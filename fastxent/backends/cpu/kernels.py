@@ -313,8 +313,43 @@ def _accumulate_row(row, target, shares, scaling, strips, i, state):
     state[0], state[1], state[2], state[3], peak, gap, mass = sums
     state[4], state[5], state[6] = add_gap(state[4], state[5], state[6], peak, gap, mass)
     if target >= 0:
-        state[7] = load_one(row, target)
+        state[7], _ = capped_one(row, target, scaling.cap)
         state[8] += 1.0
+
+
+class Whole(NamedTuple):
+    """Of whole rows, whose block of classes the gradient is wanted of, float64 (N,): their sum's base and exponent,
+    what each exponential is multiplied by, and what the target's entry is but for the slope; smooth as in
+    `Coefficients`.
+    """
+
+    base: np.ndarray
+    exponent: np.ndarray
+    factor: np.ndarray
+    own: np.ndarray
+    smooth: np.ndarray
+
+
+def gradient(logits, targets, shares, whole, scaling, out, strips):
+    """out (N, V) of a block of classes: what `fastxent.state.Coefficients` says, times the slope of a softcap.
+
+    The block is read once, its terms wait in ``out`` as in `statistics_and_gradient`.
+    """
+    for i in prange(logits.shape[0]):
+        _block_gradient_row(logits[i], targets[i], shares, whole, scaling, out[i], strips[i], i)
+
+
+@compiled
+def _block_gradient_row(row, target, shares, whole, scaling, out, strips, i):
+    if target == IGNORED:
+        _write_nothing(out, np.int64(0), out.shape[0])
+        return
+    slope = capped_one(row, target, scaling.cap)[1] if target >= 0 else 0.0
+    sum_strips(row, target, shares, i, waiting_room(row, out), strips, np.int64(0), strips.shape[0], scaling)
+    factors_of_strips(strips, whole.base[i], whole.exponent[i], whole.factor[i], _row_rate(scaling))
+    _write_strips(row, waiting_room(row, out), out, shares, whole, i, strips, np.int64(0), strips.shape[0], scaling)
+    if target >= 0:
+        store_one(out, target, whole.own[i] * slope)
 
 
 @compiled

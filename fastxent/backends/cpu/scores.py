@@ -24,7 +24,7 @@ from fastxent.backends.cpu.formulas import (
     reference,
     with_target,
 )
-from fastxent.backends.cpu.memory import load, read_only
+from fastxent.backends.cpu.memory import load, load_some, read_only
 from fastxent.backends.cpu.rows import (
     BLOCK,
     FOUR,
@@ -372,3 +372,25 @@ def score(logits, targets, ids, scaling, segments, strips, results):
             if segments == 1:
                 sum_moments(logits[i], targets[i], strips[i], np.int64(0), strips.shape[1], scaling)
             _score_from_strips(logits[i], targets[i], ids[i], scaling, strips[i], i, results)
+
+
+def count(logits, levels, counts):
+    """How many logits of a row (N, V) are above and level with its number in ``levels`` (N,): counts (N, 2)."""
+    for i in prange(logits.shape[0]):
+        _count_row(logits[i], levels[i], counts[i])
+
+
+@compiled
+def _count_row(row, level, counts):
+    widest_registers()
+    own = as_real(row, level)
+    above, equal = lanes_of(0.0), lanes_of(0.0)
+    for start in range(0, row.shape[0], STRIP):
+        of_strip = lanes_of(as_real(row, 0.0))
+        level_of_strip = of_strip
+        for j in range(start, min(row.shape[0], start + STRIP), LANES):
+            x = load_some(row, j, row.shape[0] - j, -1, np.nan)
+            of_strip = where(x > own, of_strip + 1.0, of_strip)
+            level_of_strip = where(x == own, level_of_strip + 1.0, level_of_strip)
+        above, equal = above + to_float64(of_strip), equal + to_float64(level_of_strip)
+    counts[0], counts[1] = np.int64(sum_lanes(above)), np.int64(sum_lanes(equal))

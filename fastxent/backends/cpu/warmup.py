@@ -25,14 +25,16 @@ def compile_for(dtype):
         logits, targets = np.zeros(shape).astype(dtype), np.zeros(shape[0], np.int64)
         coefficients = Coefficients(*(np.zeros(1) for _ in Coefficients._fields))
         cpu.statistics(logits, targets)
-        cpu.accumulate(logits, targets)
+        state = cpu.accumulate(logits, targets)
         cpu.score(logits, targets)
+        cpu.count(logits, np.zeros(shape[0]))
         cpu.divergences(logits, logits, np.zeros(shape[0]), np.zeros(shape[0]))
         if dtype == own:  # smaller formats come as float32
             flat, one = logits.reshape(-1), np.ones(1)
             cpu.binary(flat, flat, one, one, 0.0, one, np.empty(logits.size), flat.copy())
         for written in {own, dtype}:
             cpu.statistics_and_gradient(logits, targets, coefficients, np.empty(shape, written))
+            cpu.gradient(logits, targets, state, coefficients, np.empty(shape, written))
             cpu.log_softmax(logits, np.empty(shape, written))
     stored = numba.from_dtype(STAND_INS.get(dtype, dtype))
     twins = [twin for kernel in cpu.KERNELS for twin in (kernel.serial, kernel.parallel)]

@@ -9,7 +9,7 @@ is one in NumPy: very slow, for tests.
 import numpy as np
 
 from fastxent.backends.cuda.run import is_simulated, runner, scaling_of
-from fastxent.state import ABSENT, IGNORED, LARGEST, Coefficients, LseState, Statistics
+from fastxent.state import LARGEST, Coefficients, LseState, Statistics, in_block
 
 _NOUGHT = np.zeros(1)
 
@@ -51,14 +51,25 @@ def statistics_and_gradient(
     return result
 
 
-def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None):
-    """See `fastxent.backends.reference.accumulate`."""
+def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softcap=None, temperature=1.0):
+    """See `fastxent.backends.reference.accumulate`; no softcap yet."""
+    if softcap is not None:
+        raise NotImplementedError("the cuda backend accumulates no logits under a softcap yet; take the cpu backend")
     logits = runner().taken(logits)
-    columns = LseState.empty(len(logits)).columns if state is None else state.columns.copy()
-    here = (targets >= vocab_start) & (targets < vocab_start + logits.shape[1])
-    local = np.where(here, targets - vocab_start, np.where(targets == IGNORED, IGNORED, ABSENT))
-    runner().accumulate(logits, local, spread, scaling_of(logits.dtype, None, 1.0), columns)
-    return LseState(columns)
+    result = LseState.empty(len(logits), softcap, temperature) if state is None else state.copy()
+    scaling = scaling_of(logits.dtype, softcap, temperature)
+    runner().accumulate(logits, in_block(targets, logits, vocab_start), spread, scaling, result.columns)
+    return result
+
+
+def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_start=0, target_share=_NOUGHT):
+    """Not there yet: NotImplementedError."""
+    raise NotImplementedError("the cuda backend takes no gradient of a block yet; take the cpu backend")
+
+
+def count(logits, levels):
+    """Not there yet: NotImplementedError."""
+    raise NotImplementedError("the cuda backend does not count ranks yet; take the cpu backend")
 
 
 def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
