@@ -1,5 +1,6 @@
 """The bridge to torch: torch's own meaning, our digits, and every tool of torch that looks at an operator."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install fastxent[p
 
 import fastxent  # noqa: E402
 import fastxent.torch as ours  # noqa: E402
-from fastxent.torch import arrays, operators  # noqa: E402
+from fastxent.torch import arrays, linear, operators  # noqa: E402
 from tests import exact  # noqa: E402
 
 functional = torch.nn.functional
@@ -543,3 +544,140 @@ def test_options_are_those_of_the_loss():
     public = set(inspect.signature(fastxent.cross_entropy).parameters)
     assert set(operators.OPTIONS) - {"probabilities"} == public - {"logits", "targets", "return_lse"}
     assert public - {"logits", "targets"} <= set(inspect.signature(ours.cross_entropy).parameters)
+
+
+class TestLinear:
+    SHAPES = ((6, 5), (9, 5), (9,))
+
+    def layer(self, dtype=torch.float64):
+        generator = torch.Generator().manual_seed(1)
+        return [
+            torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_(True)
+            for shape in self.SHAPES
+        ]
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_the_numbers_of_the_function_on_arrays(self, dtype, reduction):
+        (hidden, weight, bias), targets = self.layer(dtype), torch.arange(6)
+        options = {"reduction": reduction, "label_smoothing": 0.1}
+        for upstream in (1.0, 2.0):
+            loss, lse = ours.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, return_lse=True, **options)
+            gradients = torch.autograd.grad(loss.sum() * upstream, (hidden, weight, bias))
+            arguments = arrays.as_array(hidden), arrays.as_array(weight), targets.numpy()
+            options_ = options | {"linear_bias": arrays.as_array(bias), "grad_output": upstream, "return_lse": True}
+            if reduction == "none":
+                options_["grad_output"] = np.full(6, upstream)
+            want = fastxent.linear_cross_entropy_with_grad(*arguments, **options_)
+            for got, exactly in zip((loss, lse, *gradients), want, strict=True):
+                np.testing.assert_allclose(
+                    arrays.as_array(got).astype(float), np.asarray(exactly, float), rtol=1e-6, atol=1e-9
+                )
+                assert arrays.as_array(got).dtype == np.asarray(exactly).dtype
+
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_torchs(self, reduction):
+        (hidden, weight, bias), targets = self.layer(), torch.tensor([0, 1, -100, 8, 4, 4])
+        found = []
+        for function in (ours.linear_cross_entropy, functional.linear_cross_entropy):
+            loss = function(hidden, weight, targets, linear_bias=bias, reduction=reduction, label_smoothing=0.1)
+            found.append((loss, *torch.autograd.grad(3 * loss.sum(), (hidden, weight, bias))))
+        for got, want in zip(*found, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+    def test_what_torch_asks_of_an_operator(self):
+        (hidden, weight, bias), targets = self.layer(), torch.arange(6)
+        options = (None, None, None, -100, 0.1, 0.0, None, 1.0, "mean", None, -1, None)
+        for kept in (True, False):
+            torch.library.opcheck(linear._forward, (hidden, weight, bias, targets, None, kept, True, *options))
+        leaves = [tensor.detach() for tensor in (hidden, weight)]
+        upstream = torch.tensor(1.0, dtype=torch.float64)
+        torch.library.opcheck(linear._gradients, (*leaves, None, targets, None, upstream, *options))
+        for reduction in ("mean", "none"):
+            assert torch.autograd.gradcheck(
+                lambda *layer: ours.linear_cross_entropy(
+                    layer[0],
+                    layer[1],
+                    targets,
+                    linear_bias=layer[2],
+                    reduction=reduction,  # noqa: B023
+                ),
+                (hidden, weight, bias),
+            )
+
+    def test_one_graph(self):
+        torch._dynamo.reset()
+        (hidden, weight, _), targets = self.layer(), torch.arange(6)
+        compiled = torch.compile(ours.linear_cross_entropy, fullgraph=True, backend="aot_eager")
+        got, want = (
+            torch.autograd.grad(function(hidden, weight, targets), weight)[0]
+            for function in (compiled, ours.linear_cross_entropy)
+        )
+        assert torch.equal(got, want)
+
+    def test_a_second_derivative_is_refused(self):
+        (hidden, weight, _), targets = self.layer(), torch.arange(6)
+        with pytest.raises(NotImplementedError, match="no second derivative: take cross_entropy of"):
+            torch.autograd.grad(ours.linear_cross_entropy(hidden, weight, targets), weight, create_graph=True)
+
+
+MEMBER = """
+import sys, torch, torch.distributed as distributed, fastxent.torch as ours
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", store=distributed.FileStore(store, 3), rank=rank, world_size=3)
+whole, targets = torch.load(out + "/problem.pt")
+bounds = [0, 2, 5000, 9001]
+mine = whole[..., bounds[rank] : bounds[rank + 1]].clone().requires_grad_(True)
+results = []
+for options in (
+    {},
+    {"reduction": "none", "z_loss": 0.01, "softcap": 30.0},
+    {"label_smoothing": 0.1, "weight": torch.linspace(0, 2, 9001), "temperature": 0.7},
+):
+    loss = ours.class_parallel_cross_entropy(mine, targets, **options)
+    (gradient,) = torch.autograd.grad(loss.sum() * 2, mine)
+    results.append((loss.detach(), gradient))
+try:
+    ours.class_parallel_cross_entropy(mine, targets + 9000)
+except IndexError as error:
+    results.append(str(error))
+torch.save(results, f"{out}/{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_classes_spread_over_processes(tmp_path):
+    """Three processes of unequal shares: one loss to the last bit, and the gradient of the whole row."""
+    torch.manual_seed(0)
+    whole, targets = 4 * torch.randn(2, 6, 9001), torch.randint(0, 9001, (2, 6))
+    whole[0, 0, 7], targets[0, 0], targets[1, 1] = 60.0, 7, -100
+    torch.save((whole, targets), tmp_path / "problem.pt")
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "NUMBA_NUM_THREADS": "1"}
+    members = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEMBER, str(rank), str(tmp_path / "store"), str(tmp_path)], env=environment
+        )
+        for rank in range(3)
+    ]
+    assert [member.wait(timeout=180) for member in members] == [0, 0, 0]
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    for number, options in enumerate(
+        (
+            {},
+            {"reduction": "none", "z_loss": 0.01, "softcap": 30.0},
+            {"label_smoothing": 0.1, "weight": torch.linspace(0, 2, 9001), "temperature": 0.7},
+        )
+    ):
+        losses, gradients = zip(*(member[number] for member in found), strict=True)
+        assert torch.equal(losses[0], losses[1])
+        assert torch.equal(losses[0], losses[2])
+        leaf = whole.double().requires_grad_(True)
+        loss = ours.cross_entropy(leaf, targets, axis=-1, **options)
+        (want,) = torch.autograd.grad(loss.sum() * 2, leaf)
+        bend = 30.0 * 2**-22 if "softcap" in options else 0.0
+        torch.testing.assert_close(losses[0], loss.detach(), rtol=5e-7 + 2 * bend, atol=bend)
+        got, scale = torch.cat(gradients, dim=-1).double(), want.abs().amax(-1, keepdim=True)
+        assert ((got - want).abs() <= (1e-6 + 4 * bend) * scale).all()
+        if number == 0:  # the confident row keeps its digits
+            assert got[0, 0, 7] == pytest.approx(want[0, 0, 7].item(), rel=1e-6)
+    assert all("targets must lie in [0, 9000]" in member[-1] for member in found)

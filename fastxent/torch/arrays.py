@@ -38,7 +38,11 @@ def as_array(tensor):
 
 def as_tensor(values):
     """A NumPy array, or a scalar, as a tensor over its memory."""
-    return torch.from_numpy(np.asarray(values))
+    array = np.asarray(values)
+    for kind, (_, dtype) in _BITS.items():
+        if array.dtype == dtype:
+            return torch.from_numpy(array.view(f"u{array.itemsize}")).view(kind)
+    return torch.from_numpy(array)
 
 
 def loss_dtype(dtype):

@@ -82,7 +82,7 @@ def cross_entropy(
     if axis is None:
         axis = 0 if input.dim() == 1 else 1
     targets, probabilities = target if isinstance(target, tuple) else (target, None)
-    _refuse_gradients(weight=weight, sample_weight=sample_weight, probabilities=probabilities)
+    operators.refuse_gradients(weight=weight, sample_weight=sample_weight, probabilities=probabilities)
     if inplace_backward and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
         raise ValueError("inplace_backward needs logits that were computed: a leaf would be its own gradient")
     options = {
@@ -115,12 +115,6 @@ def _needs_gradient(logits, reduction):
     """
     differentiable = torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling()
     return differentiable and reduction != "none" and logits.dtype in (torch.float32, torch.float64, torch.bfloat16)
-
-
-def _refuse_gradients(**weights):
-    for name, tensor in weights.items():
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(f"{name} must not require grad: pass {name}.detach()")
 
 
 def _of_learned_probabilities(logits, target, options):
@@ -249,7 +243,7 @@ def binary_cross_entropy_with_logits(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    _refuse_gradients(weight=weight, pos_weight=pos_weight)
+    operators.refuse_gradients(weight=weight, pos_weight=pos_weight)
     options = weight, pos_weight, label_smoothing, reduction, backend
     return operators.binary(input, target, *options, _needs_gradient(input, reduction))[0]
 

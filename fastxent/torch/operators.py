@@ -25,30 +25,43 @@ OPTIONS = {
     "axis": "int",
     "backend": "str?",
 }
-_TENSORS = 3  # the first of them
+TENSORS = 3  # the first of them
 
 
-def _operator(name, arguments, results, mutates=()):
+def operator(name, arguments, results, mutates=()):
+    """A decorator that makes an operator of torch's: its schema ends with the `OPTIONS`."""
     options = ", ".join(f"{kind} {option}" for option, kind in OPTIONS.items())
     schema = f"({arguments}, {options}) -> {results}"
     return torch.library.custom_op(f"fastxent::{name}", mutates_args=mutates, schema=schema)
 
 
-def _read(targets, options):
+def named(options):
+    """What travels as one list, by name."""
+    return dict(zip(OPTIONS, options, strict=True))
+
+
+def refuse_gradients(**tensors):
+    """These take no gradient: a NotImplementedError if one requires it."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name} must not require grad: pass {name}.detach()")
+
+
+def read_problem(targets, options):
     """Targets and options as `fastxent.cross_entropy` takes them."""
-    probabilities, *tensors = map(as_array, options[:_TENSORS])
+    probabilities, *tensors = map(as_array, options[:TENSORS])
     targets = as_array(targets) if probabilities is None else (as_array(targets), probabilities)
-    return targets, dict(zip(list(OPTIONS)[1:], (*tensors, *options[_TENSORS:]), strict=True))
+    return targets, dict(zip(list(OPTIONS)[1:], (*tensors, *options[TENSORS:]), strict=True))
 
 
-@_operator(
+@operator(
     "cross_entropy",
     "Tensor logits, Tensor targets, bool with_gradient, bool inplace_backward, bool return_lse",
     "(Tensor, Tensor, Tensor)",
 )
 def cross_entropy(logits, targets, with_gradient, inplace_backward, return_lse, *options):
     """Loss, lse and gradient; what is not asked for is empty."""
-    nothing, (wanted, read) = logits.new_empty(0), _read(targets, options)
+    nothing, (wanted, read) = logits.new_empty(0), read_problem(targets, options)
     read["return_lse"] = return_lse
     if with_gradient:
         dlogits = new_gradient(logits)
@@ -61,7 +74,7 @@ def cross_entropy(logits, targets, with_gradient, inplace_backward, return_lse, 
 
 @cross_entropy.register_fake
 def _(logits, targets, with_gradient, inplace_backward, return_lse, *options):
-    read, batch = dict(zip(OPTIONS, options, strict=True)), list(logits.shape)
+    read, batch = named(options), list(logits.shape)
     del batch[read["axis"]]
     real = loss_dtype(logits.dtype)
     loss = logits.new_empty(batch if read["reduction"] == "none" else (), dtype=real)
@@ -69,13 +82,13 @@ def _(logits, targets, with_gradient, inplace_backward, return_lse, *options):
     return loss, lse, gradient_like(logits) if with_gradient else logits.new_empty(0)
 
 
-def _end_here(ctx, *outputs):
+def end_here(ctx, *outputs):
     """No gradient comes back through these; torch would else make zeros of their size, which takes longer than ours."""
     ctx.mark_non_differentiable(*outputs)
     ctx.set_materialize_grads(False)
 
 
-def _is_one(grad_output):
+def is_one(grad_output):
     """Whether what was computed with the loss is the gradient: nothing to scale, nothing to differentiate again."""
     return not torch.is_grad_enabled() and plain(grad_output) and grad_output.item() == 1.0
 
@@ -83,9 +96,9 @@ def _is_one(grad_output):
 def _keep(ctx, inputs, output):
     logits, targets, with_gradient, ctx.inplace_backward, _, *options = inputs
     _, lse, dlogits = output
-    _end_here(ctx, lse, dlogits)
-    ctx.options = tuple(options[_TENSORS:])
-    ctx.save_for_backward(logits, targets, *options[:_TENSORS], dlogits if with_gradient else None)
+    end_here(ctx, lse, dlogits)
+    ctx.options = tuple(options[TENSORS:])
+    ctx.save_for_backward(logits, targets, *options[:TENSORS], dlogits if with_gradient else None)
 
 
 def _backward(ctx, grad_output, *_):
@@ -93,7 +106,7 @@ def _backward(ctx, grad_output, *_):
     problem = logits, grad_output, targets, *tensors, *ctx.options
     if grad_output is None:
         gradient = None
-    elif dlogits is not None and _is_one(grad_output):
+    elif dlogits is not None and is_one(grad_output):
         gradient = dlogits
     elif ctx.inplace_backward and not torch.is_grad_enabled() and plain(logits) and plain(grad_output):
         cross_entropy_gradient_(*problem)
@@ -106,7 +119,7 @@ def _backward(ctx, grad_output, *_):
 cross_entropy.register_autograd(_backward, setup_context=_keep)
 
 
-@_operator("cross_entropy_gradient", "Tensor logits, Tensor grad_output, Tensor targets", "Tensor")
+@operator("cross_entropy_gradient", "Tensor logits, Tensor grad_output, Tensor targets", "Tensor")
 def cross_entropy_gradient(logits, grad_output, targets, *options):
     """The gradient of the loss for the upstream gradient, which scales before it is rounded."""
     dlogits = new_gradient(logits)
@@ -119,9 +132,7 @@ def _(logits, *_):
     return gradient_like(logits)
 
 
-@_operator(
-    "cross_entropy_gradient_", "Tensor(a!) logits, Tensor grad_output, Tensor targets", "()", mutates=("logits",)
-)
+@operator("cross_entropy_gradient_", "Tensor(a!) logits, Tensor grad_output, Tensor targets", "()", mutates=("logits",))
 def cross_entropy_gradient_(logits, grad_output, targets, *options):
     """The gradient in place of the logits."""
     _write_gradient(as_array(logits), logits, grad_output, targets, options)
@@ -133,13 +144,13 @@ def _(*_):
 
 
 def _write_gradient(out, logits, grad_output, targets, options):
-    wanted, read = _read(targets, options)
+    wanted, read = read_problem(targets, options)
     fastxent.cross_entropy_grad(as_array(logits), wanted, grad_output=as_array(grad_output), out=out, **read)
 
 
 def _keep_gradients(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[: 3 + _TENSORS])
-    ctx.options = tuple(inputs[3 + _TENSORS :])
+    ctx.save_for_backward(*inputs[: 3 + TENSORS])
+    ctx.options = tuple(inputs[3 + TENSORS :])
 
 
 def _backward_of_gradient(ctx, v):
@@ -148,7 +159,7 @@ def _backward_of_gradient(ctx, v):
         dlogits = cross_entropy_hvp(logits, grad_output, v, *others, *ctx.options)
     if ctx.needs_input_grad[1]:
         along = v * cross_entropy_gradient(logits, torch.ones_like(grad_output), *others, *ctx.options)
-        axis = ctx.options[list(OPTIONS).index("axis") - _TENSORS]
+        axis = ctx.options[list(OPTIONS).index("axis") - TENSORS]
         dgrad_output = along.sum(axis, dtype=grad_output.dtype)
         dgrad_output = dgrad_output.sum() if grad_output.dim() == 0 else dgrad_output
     return dlogits, dgrad_output, *[None] * (1 + len(OPTIONS))
@@ -157,10 +168,10 @@ def _backward_of_gradient(ctx, v):
 cross_entropy_gradient.register_autograd(_backward_of_gradient, setup_context=_keep_gradients)
 
 
-@_operator("cross_entropy_hvp", "Tensor logits, Tensor grad_output, Tensor v, Tensor targets", "Tensor")
+@operator("cross_entropy_hvp", "Tensor logits, Tensor grad_output, Tensor v, Tensor targets", "Tensor")
 def cross_entropy_hvp(logits, grad_output, v, targets, *options):
     """The Hessian of the loss times v; its own derivative is not known."""
-    product, (wanted, read) = new_gradient(logits), _read(targets, options)
+    product, (wanted, read) = new_gradient(logits), read_problem(targets, options)
     read |= {"grad_output": as_array(grad_output), "out": as_array(product)}
     fastxent.cross_entropy_hvp(as_array(logits), wanted, as_array(v), **read)
     return product
@@ -254,7 +265,7 @@ def _read_binary(weight, pos_weight, label_smoothing, reduction, backend):
 
 
 def _keep_binary(ctx, inputs, output):
-    _end_here(ctx, output[1])
+    end_here(ctx, output[1])
     ctx.options, with_gradient = inputs[4:7], inputs[7]
     ctx.save_for_backward(*inputs[:4], output[1] if with_gradient else None)
 
@@ -276,7 +287,7 @@ def _backward_of_binary(ctx, grad_output, _):
         y = (1.0 - smoothing) * y + smoothing / 2
         dlogits = each * ((1.0 - y) * torch.sigmoid(x) - positive * y * torch.sigmoid(-x))
         dlogits = dlogits.to(logits.dtype)
-    elif ctx.needs_input_grad[0] and saved is not None and _is_one(grad_output):
+    elif ctx.needs_input_grad[0] and saved is not None and is_one(grad_output):
         dlogits = saved
     elif ctx.needs_input_grad[0]:
         dlogits = binary_gradient(logits, grad_output, targets, weight, pos_weight, *ctx.options)
