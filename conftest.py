@@ -5,5 +5,4 @@ import importlib.util
 collect_ignore = []
 if importlib.util.find_spec("numba_cuda") is None:
     collect_ignore += [f"fastxent/backends/cuda/{name}.py" for name in ("codecs", "lanes", "primitives")]
-if importlib.util.find_spec("torch") is None:
-    collect_ignore += ["fastxent/torch"]
+collect_ignore += [f"fastxent/{name}" for name in ("jax", "torch") if importlib.util.find_spec(name) is None]
