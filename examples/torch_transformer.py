@@ -2,9 +2,9 @@
 A small transformer in torch, with either loss
 ==============================================
 
-A transformer of bytes learns the sources of Python's standard library, once with
-:func:`torch.nn.functional.cross_entropy` and once with :func:`fastxent.torch.cross_entropy`, in float32, beside the same
-training in float64. Not run by the documentation, as it needs torch; in a clone of the repository::
+A transformer of bytes learns the sources of Python's standard library, with the cross entropy of torch and with that of
+:mod:`fastxent.torch`, in float32, beside the same training in float64. It needs torch, so the pages show it without
+running it; in a clone of the repository::
 
     python -m pip install -e ".[torch]" && python examples/torch_transformer.py
 
