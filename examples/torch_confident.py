@@ -2,10 +2,11 @@
 Fine-tuning a confident classifier in torch
 ===========================================
 
-A classifier of handwritten digits that is already sure is trained on, in float32. Once the right class is 17 nats above
-the others, torch's loss of the example rounds to 0 and so does its gradient: when all are there, nothing moves any more.
-With :func:`fastxent.torch.cross_entropy` loss and gradient are as small as they are, and the margins go on growing. It
-needs torch, so the pages show it without running it; in a clone of the repository::
+A classifier of handwritten digits that is already sure is trained on, in float32. Once the right class is 17 nats
+above the others, torch's loss of an example rounds to 0, and so does the gradient of its right class: the others are
+still pushed down, but nothing pulls the right one up, and the gradient no longer sums to 0. The loss it reports is 0
+while the true one is not, and jumps about. With :func:`fastxent.torch.cross_entropy` loss and gradient are as small as
+they are, and learning goes on. It needs torch, so the pages show it without running it; in a clone of the repository::
 
     python -m pip install -e ".[torch,report]" && python examples/torch_confident.py confident.svg
 
@@ -27,8 +28,8 @@ BEFORE, STEPS = 200, 400
 
 
 class Curves(NamedTuple):
-    """Of each step: the loss as trained with, the same in float64, the share of examples without a gradient, and the
-    smallest margin of the right class in nats.
+    """Of each step: the loss as trained with, the same in float64, the share of examples whose right class has a
+    gradient of exactly 0, and the smallest margin of the right class in nats.
     """
 
     loss: np.ndarray
@@ -42,10 +43,10 @@ def tune(loss_of):
     torch.manual_seed(0)
     torch.set_num_threads(1)  # such small matrices are faster so
     images, labels = (torch.from_numpy(array[:300]) for array in load_digits())
-    images, labels = images.float() / 16, labels.long()
+    images, labels = images.float(), labels.long()
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     # an epsilon beside which a gradient of 1e-15 still counts
-    optimizer, curves = torch.optim.Adam(model.parameters(), lr=0.01, eps=1e-30), []
+    optimizer, curves = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.9), eps=1e-30), []
     for step in range(BEFORE + STEPS):
         logits = model(images)
         logits.retain_grad()
@@ -56,7 +57,7 @@ def tune(loss_of):
         right = logits.detach().double().gather(1, labels[:, None])
         others = logits.detach().double().scatter(1, labels[:, None], -torch.inf)
         exact = torch.log1p(torch.exp(others - right).sum(1)).mean()
-        idle = (logits.grad == 0).all(1).double().mean()
+        idle = (logits.grad.gather(1, labels[:, None]) == 0).double().mean()
         curves.append((loss.item(), exact.item(), idle.item(), (right[:, 0] - others.amax(1)).min().item()))
     return Curves(*np.array(curves[BEFORE:]).T)
 
@@ -68,16 +69,15 @@ def draw(path):
     figure, (losses, idle, margins) = plt.subplots(3, 1, figsize=(6.4, 6.4), sharex=True, layout="constrained")
     for (name, loss_of), colour in zip(LOSSES.items(), ("tab:orange", "tab:blue"), strict=True):
         curves = tune(loss_of)
-        shown = np.where(curves.loss > 0, curves.loss, np.nan)
-        losses.semilogy(shown, color=colour, label=name)
-        if (stopped := np.flatnonzero(curves.loss == 0)).size:
-            losses.axvline(stopped[0], color=colour, linestyle=":")
-            losses.annotate("exactly 0 from here on", (stopped[0] + 4, np.nanmin(shown)), color=colour, va="bottom")
+        losses.semilogy(curves.exact, color=colour, linewidth=1, label=f"{name}: the true loss")
+        nothing = np.flatnonzero(curves.loss == 0)
+        if nothing.size:
+            losses.plot(nothing, curves.exact[nothing], "x", color=colour, label=f"{name} says exactly 0")
         idle.plot(100 * curves.without_gradient, color=colour)
         margins.plot(curves.margin, color=colour)
-    losses.set(ylabel="float32 loss, nats")
+    losses.set(ylabel="mean loss, nats")
     losses.legend(frameon=False)
-    idle.set(ylabel="examples with\na gradient of 0, %")
+    idle.set(ylabel="examples without gradient\nof their own class, %")
     margins.set(ylabel="smallest margin, nats", xlabel="step of fine-tuning")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)

@@ -33,12 +33,14 @@ def test_a_transformer_learns_the_same_curve():
 
 
 def test_a_confident_classifier_goes_on_learning():
-    """torch's float32 loss and gradient become exactly 0 and its weights stay; ours go on."""
+    """torch's float32 loss is exactly 0 and so is the gradient of right classes; ours go on, to a smaller true loss."""
     module = example("torch_confident")
     torchs, ours = module.tune(module.LOSSES["torch"]), module.tune(module.LOSSES["fastxent"])
-    assert torchs.loss[-1] == 0
-    assert torchs.without_gradient[-1] == 1
-    assert 0 < ours.loss[-1] < 1e-3 * ours.loss[0]
+    assert (torchs.loss == 0).any()
+    assert (torchs.exact > 0).all()
+    assert torchs.without_gradient.max() > 0.9
     assert ours.without_gradient.max() == 0
+    assert ours.loss.min() > 0
+    np.testing.assert_allclose(ours.loss, ours.exact, rtol=5e-7)
+    assert ours.exact[-1] < 1e-3 * torchs.exact[-50:].min()
     assert ours.margin[-1] > torchs.margin[-1] + 5
-    np.testing.assert_allclose(ours.loss[-1], ours.exact[-1], rtol=1e-5)
