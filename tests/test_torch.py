@@ -337,6 +337,18 @@ class TestOperators:
             assert torch.autograd.gradcheck(function, leaves)
             assert torch.autograd.gradgradcheck(function, leaves)
 
+    def test_the_short_way_round_the_dispatcher_is_the_same(self):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        logits, targets = problem()
+        arguments = logits, targets, True, False, True, *self.OPTIONS
+        for got, want in zip(operators.loss_of(*arguments), operators.cross_entropy(*arguments), strict=True):
+            assert torch.equal(got, want)
+            assert got.requires_grad == want.requires_grad
+        with FakeTensorMode() as mode:  # which must not compute
+            fake = mode.from_tensor(logits.detach()), mode.from_tensor(targets)
+            assert type(ours.cross_entropy(*fake)).__name__ == "FakeTensor"
+
     def test_a_third_derivative_is_refused(self):
         logits, targets = problem()
         (first,) = torch.autograd.grad(ours.cross_entropy(logits, targets), logits, create_graph=True)

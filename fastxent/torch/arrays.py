@@ -60,9 +60,9 @@ def new_gradient(logits):
     """`gradient_like` with memory behind it, from NumPy where it is large: that asks for huge pages, torch does not,
     and the first touch of so many small ones takes longer than the loss.
     """
-    like = gradient_like(logits, "meta")
-    if like.nbytes < _LARGE:
+    if logits.nbytes < _LARGE:
         return gradient_like(logits)
+    like = gradient_like(logits, "meta")
     memory = torch.from_numpy(np.empty(like.nbytes, np.uint8)).untyped_storage()
     return torch.empty(0, dtype=like.dtype).set_(memory, 0, like.shape, like.stride())
 

@@ -103,9 +103,7 @@ def cross_entropy(
         found = _of_learned_probabilities(input, targets, options)
     else:
         with_gradient = not inplace_backward and _needs_gradient(input, reduction)
-        found = operators.cross_entropy(input, targets, with_gradient, inplace_backward, return_lse, *options.values())[
-            :2
-        ]
+        found = operators.loss_of(input, targets, with_gradient, inplace_backward, return_lse, *options.values())[:2]
     return found if return_lse else found[0]
 
 

@@ -119,6 +119,25 @@ def _backward(ctx, grad_output, *_):
 cross_entropy.register_autograd(_backward, setup_context=_keep)
 
 
+class _Eager(torch.autograd.Function):
+    """`cross_entropy` where no tracer looks on, without the dispatcher: some 200 us less of Python a call."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = cross_entropy._init_fn(*inputs)
+        _keep(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_backward)
+
+
+def loss_of(logits, *others):
+    """`cross_entropy` the short way where it may be taken."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or not plain(logits):
+        return cross_entropy(logits, *others)
+    return _Eager.apply(logits, *others)
+
+
 @operator("cross_entropy_gradient", "Tensor logits, Tensor grad_output, Tensor targets", "Tensor")
 def cross_entropy_gradient(logits, grad_output, targets, *options):
     """The gradient of the loss for the upstream gradient, which scales before it is rounded."""
