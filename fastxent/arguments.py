@@ -100,14 +100,15 @@ def read_layer(hidden, linear_weight, linear_bias, wide=False):
             f"linear_weight must have the shape (V, {hidden.shape[-1]}) with V at least 1, a row of hidden's width for "
             f"each class; got {weight.shape}"
         )
-    dtype = np.result_type(checks.loss_dtype(hidden.dtype), checks.loss_dtype(weight.dtype))
+    given = [hidden, weight]
     if linear_bias is not None:
-        linear_bias = checks.read_array(linear_bias, "linear_bias")
+        given.append(linear_bias := checks.read_array(linear_bias, "linear_bias"))
         checks.check_dtype(linear_bias.dtype, "linear_bias")
         if linear_bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"linear_bias must have shape ({len(weight)},), one number a class; got {linear_bias.shape}"
             )
+    dtype = np.result_type(*(checks.loss_dtype(array.dtype) for array in given))
     layer = Layer(as_rows(hidden), weight, linear_bias, np.dtype(np.float64) if wide else dtype)
     return layer, hidden.shape[:-1], dtype
 

@@ -58,7 +58,9 @@ def _refuse_what_numpy_would_misread(logits, name):
     if library == "jax" and any(kind.__name__ == "Tracer" for kind in type(logits).__mro__):
         raise TypeError(f"{name} must be a concrete array, not a JAX tracer; call outside of jit and grad")
     if library == "dask":
-        raise TypeError(f"{name} must be in memory, not a dask array; map over its blocks, or pass {name}.compute()")
+        raise TypeError(
+            f"{name} must be in memory, not a dask array; fastxent.dask takes those, or pass {name}.compute()"
+        )
 
 
 def check_logits(shape, dtype, axis=-1):

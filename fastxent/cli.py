@@ -319,11 +319,19 @@ def demo():
 
 
 @main.command()
-@click.option("--shape", "shapes", multiple=True, metavar="ROWSxCLASSES", help="By default three, a minute in all.")
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="ROWSx[WIDTHx]CLASSES",
+    help="By default three, a minute in all. With a width: hidden states under an output matrix.",
+)
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16", "bfloat16"]))
 @click.option("--threads", multiple=True, type=click.IntRange(1), help="By default all.")
 @click.option(
-    "--suite", type=click.Choice(["cpu", "gpu"]), help="All shapes and dtypes; half an hour, on a GPU eight minutes."
+    "--suite",
+    type=click.Choice(["cpu", "gpu", "linear"]),
+    help="All shapes and dtypes; half an hour, on a GPU eight minutes. linear: three shapes with a width, a quarter.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the cells to this file too.")
 def compare(shapes, dtypes, threads, suite, json_file):
@@ -333,20 +341,25 @@ def compare(shapes, dtypes, threads, suite, json_file):
     if suite == "gpu":
         _compare_on_gpu(json_file)
         return
-    if suite:
+    if suite == "linear":
+        shapes = ["x".join(map(str, shape)) for shape in comparison.linear.SHAPES]
+    elif suite:
         shapes = [f"{rows}x{classes}" for rows, classes in comparison.SUITE_SHAPES]
         dtypes, threads = comparison.SUITE_DTYPES, (1, None)
 
     try:
         sizes = [tuple(map(int, shape.split("x"))) for shape in shapes or ("16384x1000", "512x32000", "128x128256")]
-        if any(len(size) != 2 or min(size) < 1 for size in sizes):
+        if any(len(size) not in (2, 3) or min(size) < 1 for size in sizes):
             raise ValueError
     except ValueError:
-        raise click.UsageError("--shape takes ROWSxCLASSES, two whole numbers such as 512x32000") from None
-    console, cells = Console(), []
-    for part in comparison.compare(sizes, dtypes or ["float32"], threads or [None]):
-        cells += (new := [asdict(cell) for cell in part])
-        console.print(tables.of_comparison(new))
+        raise click.UsageError(
+            "--shape takes ROWSxCLASSES or ROWSxWIDTHxCLASSES, whole numbers such as 512x32000"
+        ) from None
+    console, cells, settings = Console(), [], (dtypes or ["float32"], threads or [None])
+    for size in sizes:
+        for part in (comparison.compare if len(size) == 2 else comparison.compare_linear)([size], *settings):
+            cells += (new := [asdict(cell) for cell in part])
+            console.print(tables.of_comparison(new))
     if json_file:
         record = {"machine": comparison.machine(), "cells": cells}
         json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")

@@ -84,7 +84,9 @@ class Cluster:
     def _result(self, job, start, stop, future):
         while True:
             try:
-                return future.result()
+                return future.result(timeout=_PATIENCE)
+            except TimeoutError:
+                self._check_alive()
             except distributed.KilledWorker as error:
                 raise runs.RunError(
                     f"rows {start} to {stop} cost one worker after another its life, the last at "
@@ -96,6 +98,11 @@ class Cluster:
                     raise runs.RunError(f"worker {address}: {reason}") from error
                 self._shunned[address] = reason
                 future = self._submit(job, start, stop)
+
+    def _check_alive(self):
+        """Somebody is there to compute what is waited for, or a RunError says that nobody is."""
+        if not self._client.nthreads().keys() - self._shunned.keys():
+            raise runs.RunError(f"the scheduler at {self._address} has no worker left")
 
 
 def _score(job, start, stop):
@@ -136,7 +143,7 @@ def local(workers):
     with (
         _quiet(),
         LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -146,10 +153,9 @@ def local(workers):
 @contextlib.contextmanager
 def _quiet():
     """Without the library's own lines on stderr: what matters becomes an error of ours."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

@@ -2,23 +2,24 @@
 over blocks of rows. What a block's logits are multiplied from is in `fastxent.products`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastxent import arguments, backends, checks, terms
+from fastxent import arguments, backends, checks, shards, terms
 from fastxent.products import Gradients, Workers, slices, taken
 from fastxent.reduction import reduce
 from fastxent.rows import take
 from fastxent.scoring import Scores, score_rows
-from fastxent.state import IGNORED, STRIP, LseState, Statistics
+from fastxent.state import IGNORED, STRIP, LseState
 from fastxent.threads import get_num_threads
 
 _MEMORY, _MEMORY_WITH_GRADIENTS = 64 << 20, 256 << 20  # bytes
 _SHARE = 0.75  # of the memory, for logits and hidden states; the rest is BLAS's and the threads' own
-_ENOUGH = 256  # rows of a block for which going through the whole output matrix pays
+_ENOUGH = 1024  # rows of a block for which going through the whole output matrix pays
 _MOST = 1024  # rows of a block of some of the classes
 _CHUNK = 1 << 21  # logits given to a kernel at a time
 _SMALL = 1 << 21  # multiplications that are not worth waking threads for
@@ -52,8 +53,8 @@ def linear_cross_entropy(
     linear_bias : array_like, shape (V,), optional
         Added to the logits.
     memory : int, optional
-        How many bytes of logits and copies to hold at a time; by default 64 MiB. A row of logits is always held, and a
-        few numbers for each row of ``hidden`` come on top.
+        How many bytes of logits and copies to hold at a time; by default 64 MiB. A row of logits is always held; a few
+        numbers for each row of ``hidden`` come on top, and of a narrow matrix 4 MiB for each thread.
     backend : str, optional
         "cpu" or "reference", which takes its products in float64.
     **options
@@ -85,8 +86,8 @@ def linear_cross_entropy(
     """
     verbs, wide = _backend(backend)
     problem = arguments.normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide)
-    losses, plain = _Losses(problem, verbs), terms.is_plain(problem)
-    blocks = _Blocks(problem.logits, problem.counted, checks.read_memory(memory, _MEMORY), by_classes=plain)
+    losses, by_classes = _Losses(problem, verbs), not terms.is_of_probabilities(problem)
+    blocks = _Blocks(problem.logits, problem.counted, checks.read_memory(memory, _MEMORY), by_classes=by_classes)
     with blocks.workers:
         for rows, hidden_rows in blocks:
             if blocks.classes < blocks.layer.shape[1]:
@@ -151,7 +152,7 @@ def linear_cross_entropy_with_grad(
     verbs, wide = _backend(backend)
     problem = arguments.normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide)
     layer = problem.logits
-    inputs = {"hidden": checks.read_array(hidden), "linear_weight": layer.weight, "linear_bias": layer.bias}
+    inputs = {"hidden": checks.read_array(hidden, "hidden"), "linear_weight": layer.weight, "linear_bias": layer.bias}
     dhidden, dweight, dbias = checks.read_outputs(out, inputs)
     grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
     losses = _Losses(problem, verbs, grad_output)
@@ -327,18 +328,22 @@ class _Losses:
         self._keep(of_rows, found, rows)
 
     def add_by_classes(self, blocks, rows, hidden):
-        """As `add` for all rows of a block, some of the classes at a time; of a plain problem."""
-        targets, columns = self._problem.targets[rows], LseState.empty(len(hidden)).columns
-        for classes in slices(0, self._classes, blocks.classes):
-
-            def accumulate(logits, part, start=classes.start):
-                state = LseState(columns[part])
-                columns[part] = self._verbs.accumulate(logits, targets[part], vocab_start=start, state=state).columns
-
-            blocks.each(accumulate, blocks.logits(hidden, classes), slice(0, len(hidden)))
+        """As `add` for all rows of a block whose targets are class indices, some of the classes at a time."""
         all_classes = np.broadcast_to(blocks.layer.dtype.type(0), (len(hidden), self._classes))
-        found = Statistics(LseState(columns).nll(), *[np.empty(0)] * 4)
-        self._keep(terms.of(self._problem.part(all_classes, rows)), found, rows)
+        of_rows = terms.of(self._problem.part(all_classes, rows))
+        scaling = {"softcap": of_rows.options.softcap, "temperature": of_rows.options.temperature}
+        state = LseState.empty(len(hidden), **scaling)
+
+        def accumulate(start, logits, part):
+            state.columns[part] = self._verbs.accumulate(
+                logits, of_rows.targets[part], spread=shards.spread_of(of_rows, logits, start), vocab_start=start,
+                state=LseState(state.columns[part], **scaling), **scaling,
+            ).columns  # fmt: skip
+
+        for classes in slices(0, self._classes, blocks.classes):
+            logits = blocks.logits(hidden, classes)
+            blocks.each(functools.partial(accumulate, classes.start), logits, slice(0, len(hidden)))
+        self._keep(of_rows, shards.statistics_of(state, of_rows), rows)
 
     def _keep(self, of_rows, found, rows):
         self._losses[rows] = of_rows.row_losses(found)

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 _ROWS, _CLASSES = 1024, 2048  # of a tile of logits
-_COLUMNS = 256  # of a tile of the hidden states' gradient
+_COLUMNS = 512  # of a tile of the hidden states' gradient, at most
 _PIECE = 1 << 20  # elements of a matrix converted, or of a product that is added to what is there
 
 
@@ -118,7 +118,8 @@ class Gradients:
                 self._bias_sum[part] += dlogits[:, part].sum(axis=0, dtype=np.float64)
 
         tiles = slices(0, len(layer.weight), max(1, min(_CLASSES, _PIECE // layer.width)))
-        workers.run((of_hidden, slices(0, layer.width, _COLUMNS)), (of_weight, tiles))
+        columns = -(-layer.width // -(-layer.width // _COLUMNS))
+        workers.run((of_hidden, slices(0, layer.width, columns)), (of_weight, tiles))
         self._first = False
         if not direct:
             with np.errstate(over="ignore"):
@@ -162,7 +163,8 @@ class Workers:
 
 def _call(call):
     function, task = call
-    function(task)
+    with np.errstate(over="ignore", invalid="ignore"):  # a product that overflows makes a row of infinities, or NaN
+        function(task)
 
 
 def _run_kernels_serially():

@@ -41,15 +41,14 @@ class Rows:
         """A copy of some rows, an array of their indices."""
         return self._array[self._places(rows)].reshape(-1, self.shape[1])
 
-    @property
-    def together(self):
-        """How many rows at a time lie in memory in C order; 0 if not even one does."""
+    def together(self, lying):
+        """How many rows at a time are a view of which ``lying`` is true; 0 if not even one is."""
         view, count = self._array, len(self)
         for length in self._batch:
-            if not count or view.flags.c_contiguous:
+            if not count or lying(view):
                 break
             view, count = view[0], count // length
-        return count if view.flags.c_contiguous else 0
+        return count if lying(view) else 0
 
     def points(self, ids):
         """The elements ``ids`` (N, k)."""
@@ -148,6 +147,31 @@ class AxisRows:
         """``values`` in float64, 0 where the mask leaves their logit out."""
         values = values.astype(np.float64)
         return values if self.mask is None else np.where(self.mask[rows], values, 0.0)
+
+
+def pitch(view, classes):
+    """How many elements the rows of ``classes`` of an array are apart, where each lies in C order, all at one distance,
+    and none over another; None where they do not.
+    """
+    if view.flags.c_contiguous:
+        return classes
+    together, apart = 1, None
+    for size, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+        if size == 1:
+            continue
+        if together < classes:
+            if stride != together * view.itemsize:
+                return None
+            together *= size
+        elif apart is None:
+            apart, count = stride, size
+        elif stride != apart * count:
+            return None
+        else:
+            count *= size
+    if apart is None:
+        return classes
+    return None if apart % view.itemsize or apart < classes * view.itemsize else apart // view.itemsize
 
 
 def boxes(rows, part):

@@ -7,7 +7,6 @@ A run keeps what it has finished when it is killed, and goes on from there (`fas
 import contextlib
 import json
 import math
-import os
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -163,8 +162,8 @@ def _blocks_on(cluster, names, target_names, logits_dtype, models, targets, opti
         return lambda first: score_blocks(models, targets, options, backends.choose(backend), step, first)
     job = Job(
         version=fastxent.__version__,
-        models=tuple(map(_absolute, names)),
-        targets=_absolute(target_names),
+        models=tuple(map(io.absolute, names)),
+        targets=io.absolute(target_names),
         logits_dtype=logits_dtype,
         options=options,
         backend=backends.choose(backend).__name__.rpartition(".")[2],
@@ -327,14 +326,3 @@ def _open_all(job):
 
 def _stamps(models, targets):
     return json.dumps([source.stamp() for source in (*models, targets)])
-
-
-def _absolute(names):
-    """Every FILE or FILE::NAME that names mean, wherever a process stands."""
-    names = [names] if isinstance(names, (str, os.PathLike)) else names
-    files = [
-        (path if "://" in path else str(Path(path).absolute()), part)
-        for name in names
-        for path, part in io.expand(name)
-    ]
-    return tuple(path if part is None else f"{path}::{part}" for path, part in files)

@@ -174,6 +174,17 @@ def _weighed(state, ahead):
         return state["excess"] + gain, entropy, weight * (weight * state["sum_p2"])
 
 
+def join_peaks(peak, excess, peak_b, excess_b):
+    """``peak, excess`` of two sets of classes: the largest logit in nats and how far the lse is above it, (N,) each."""
+    first, empty = peak >= peak_b, np.isneginf(peak) & np.isneginf(peak_b)
+    with np.errstate(all="ignore"):
+        ahead = (peak_b - peak) + (excess_b - excess)
+        ahead = np.where(np.isneginf(peak_b), -np.inf, np.where(np.isneginf(peak), np.inf, ahead))
+        gained = np.where(first, excess + np.logaddexp(0.0, ahead), excess_b + np.logaddexp(0.0, -ahead))
+    top = np.maximum(peak, peak_b)
+    return top, np.where(empty | np.isposinf(top), 0.0, gained)
+
+
 def largest(ids, logits, kept):
     """``ids, logits`` (N, kept) of the largest of each row, the lower class first among equals."""
     order = np.lexsort((ids, -logits), axis=-1)[:, :kept]

@@ -88,7 +88,7 @@ def accumulate(
     if state is not None:
         check_alike(state, LseState.empty(len(rows), softcap, temperature))
     return backends.choose(backend).accumulate(
-        rows, of_rows.targets, spread=_spread(of_rows, rows, vocab_start), vocab_start=vocab_start, state=state,
+        rows, of_rows.targets, spread=spread_of(of_rows, rows, vocab_start), vocab_start=vocab_start, state=state,
         softcap=softcap, temperature=temperature,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def finalize(state: LseState, targets: ArrayLike, *, classes: int | None = None,
     """
     targets = np.asarray(targets)
     of_rows = _terms(targets.shape, targets, 0, classes, options)
-    return of_rows.loss(_statistics(state, of_rows))
+    return of_rows.loss(statistics_of(state, of_rows))
 
 
 def gradient(
@@ -169,13 +169,28 @@ def gradient(
     """
     written = checks.read_out(out, checks.read_array(block))
     rows, of_rows = _read(block, targets, vocab_start, classes, options)
-    _statistics(state, of_rows)
+    statistics_of(state, of_rows)
     grad_output = checks.read_grad_output(grad_output, of_rows.options.reduction, of_rows.problem.shape).reshape(-1)
     backends.choose(backend).gradient(
         rows, of_rows.targets, state, of_rows.coefficients(grad_output), as_rows(written),
-        spread=_spread(of_rows, rows, vocab_start), vocab_start=vocab_start, target_share=_target_share(of_rows),
+        spread=spread_of(of_rows, rows, vocab_start), vocab_start=vocab_start, target_share=_target_share(of_rows),
     )  # fmt: skip
     return written
+
+
+def row_weights(targets: ArrayLike, *, classes: int | None = None, **options: Any) -> NDArray[np.float64]:
+    """What each row counts in a mean, float64 of the targets' shape: the divisor of `finalize` is their sum.
+
+    Examples
+    --------
+    >>> from fastxent import shards
+    >>> shards.row_weights([0, -100, 1], weight=[0.5, 2.0])
+    array([0.5, 0. , 2. ])
+    """
+    targets = np.asarray(targets)
+    of_rows = _terms(targets.shape, targets, 0, classes, options)
+    weight = 1.0 if of_rows.options.sample_weight is None else of_rows.options.sample_weight
+    return np.broadcast_to(of_rows.row_weight * weight, of_rows.rows).reshape(targets.shape)
 
 
 def target_logits(block: ArrayLike, targets: ArrayLike, *, vocab_start: int = 0) -> NDArray[np.float64]:
@@ -336,7 +351,7 @@ def _classes_of(targets, stop, options):
     return max(stop, 1, int(targets.max(initial=0)) + 1)
 
 
-def _spread(of_rows, rows, vocab_start):
+def spread_of(of_rows, rows, vocab_start):
     """The `Spread` over the classes of a block."""
     if of_rows.spread is None:
         return None
@@ -353,7 +368,7 @@ def _target_share(of_rows):
     return np.broadcast_to(of_rows.spread.weight, of_rows.classes)[np.maximum(of_rows.targets, 0)]
 
 
-def _statistics(state, of_rows):
+def statistics_of(state, of_rows):
     """`fastxent.state.Statistics` of whole rows from the state of all their classes."""
     options, counted = of_rows.options, np.broadcast_to(of_rows.problem.counted, of_rows.rows)
     check_alike(state, LseState.empty(of_rows.rows, options.softcap, options.temperature))
@@ -367,7 +382,7 @@ def _statistics(state, of_rows):
                 f"got {weighed[counted][~np.isclose(weighed[counted], mass, rtol=1e-9, atol=0.0)][0]}"
             )
         gap = state.gap(share)
-    lse = np.where(counted, state.lse(), np.nan)
+    lse = np.where(counted, state.lse(), np.nan) if "lse" in of_rows.wanted else np.empty(0)
     return Statistics(np.where(counted, state.nll(), 0.0), np.empty(0), np.empty(0), lse, gap)
 
 

@@ -30,14 +30,6 @@ def is_of_probabilities(problem):
     return isinstance(problem.targets, SparseTargets) or len(problem.targets.shape) == 2
 
 
-def is_plain(problem):
-    """Whether a row's `fastxent.state.LseState` tells all: of a class index, under logits as they are, the nll."""
-    options = problem.options
-    changed = options.softcap is not None or options.temperature != 1.0
-    more = options.label_smoothing or options.z_loss or options.return_lse
-    return not (is_of_probabilities(problem) or changed or more)
-
-
 def row_weight(problem):
     """What the target of each row counts in a mean: float64 (N,), or () where all count the same."""
     if is_of_probabilities(problem):

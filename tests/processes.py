@@ -23,7 +23,12 @@ def anonymous_megabytes(pid):
 
 
 def start(folder, *options, logits=None):
-    files = paths(folder) if logits is None else (logits, *paths(folder)[1:])
+    return start_on([paths(folder)[0] if logits is None else logits], folder, *options)
+
+
+def start_on(logits, folder, *options):
+    """A run over several files of logits, once it writes or has ended."""
+    files = (*logits, *paths(folder)[1:])
     process = subprocess.Popen(
         [*COMMAND, "score", *map(str, files), *options],
         stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 def benchmarks():
     sys.path.insert(0, str(FOLDER))
     try:
-        for name in ("losses", "package"):
+        for name in ("linear", "losses", "package"):
             module = importlib.import_module(f"benchmarks.{name}")
             for _, kind in inspect.getmembers(module, inspect.isclass):
                 for method, _ in inspect.getmembers(kind, inspect.isfunction):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastxent
-from fastxent.bench import candidates, compare, gpu, report
+from fastxent.bench import candidates, compare, gpu, linear, report
 from tests.test_cli import run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -116,3 +116,37 @@ class TestOnAGpu:
         assert done.stderr.startswith("error: the suite needs a GPU, and ")
         assert len(done.stderr.splitlines()) == 1
         assert not list(tmp_path.iterdir())
+
+
+class TestHiddenStates:
+    """The fused linear loss beside its peers: by the same rules, against the products as limits."""
+
+    def test_checks_then_times(self):
+        loss, gradients = compare.compare_linear([(70, 16, 300)], rounds=1)
+        for cells in (loss, gradients):
+            by_name = {cell.candidate: cell for cell in cells}
+            assert by_name["fastxent"].of_limit > 0
+            assert by_name["fastxent"].worst_error < 1e-5
+            assert by_name["numpy"].seconds > 0
+            assert (cells[0].shape, cells[0].gigabytes_per_second) == ((70, 16, 300), None)
+
+    def test_a_wrong_candidate_gets_no_time(self, monkeypatch):
+        def off_by_sign(*problem):
+            gradients = linear.LOSS_AND_GRADIENTS["fastxent"](*problem)
+            return lambda: -gradients()
+
+        def scaled(*problem):
+            losses = linear.LOSS["fastxent"](*problem)
+            return lambda: losses() * 1.001
+
+        table = {"linear loss": {"scaled": scaled}, "linear loss and gradients": {"sign": off_by_sign}}
+        monkeypatch.setattr(compare, "LINEAR", table)
+        for (cell,) in compare.compare_linear([(70, 16, 300)], rounds=1):
+            assert (cell.note, cell.seconds) == ("wrong", None)
+
+    def test_command(self, tmp_path):
+        done = run("compare", "--shape", "40x8x50", "--json", tmp_path / "cells.json")
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / "cells.json").read_text())
+        assert [cell["shape"] for cell in record["cells"]] == [[40, 8, 50]] * len(record["cells"])
+        assert "| 40 x 8 x 50 | float32 |" in report.markdown(record)

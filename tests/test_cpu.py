@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastxent
+from fastxent import shards
 from fastxent.backends import cpu
 from fastxent.backends.cpu import cache, kernels, twins
 from fastxent.bench.cases import SMALL_DTYPES, Case
@@ -118,7 +119,7 @@ def test_float32_forward_is_packed():
     logits, scaling = np.zeros((1, 2), np.float32), cpu._scaling(np.dtype(np.float32), None, 1.0)
     results = kernels.Results(np.zeros(1), *np.empty((4, 0)))
     shares = cpu._shares(None, np.dtype(np.float32))
-    fresh(logits, np.zeros(1, np.int64), shares, scaling, 1, np.zeros((1, 1, 8)), results)
+    fresh(logits, 2, np.zeros(1, np.int64), shares, scaling, 1, np.zeros((1, 1, 8)), results)
     (code,) = fresh.inspect_asm().values()
     packed = re.compile(r"vfmadd\w+ps\s.*%[yz]mm")
     loops = [block for block in re.split(r"^\.LBB", code, flags=re.MULTILINE) if len(packed.findall(block)) >= 36]
@@ -290,6 +291,35 @@ def test_next_tokens_are_scored_where_they_lie(monkeypatch):
     wanted = fastxent.cross_entropy_with_grad(logits[:, :-1].copy(), targets)
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_array_equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", *SMALL_DTYPES])
+@pytest.mark.parametrize("shape", [(3, 11, 300), (2, 2, 70_000)])
+def test_padded_vocabularies_are_read_and_written_where_they_lie(monkeypatch, dtype, shape):
+    """logits[..., a:b]: no copy, what is beside the classes neither read nor written, the same bits."""
+    monkeypatch.setattr(cpu.strided, "copy", None)
+    generator = np.random.default_rng(0)
+    whole = np.full((*shape[:2], shape[2] + 21), np.nan).astype(dtype)
+    logits = whole[..., 7:-14]
+    logits[...] = generator.normal(0.0, 3.0, shape).astype(dtype)
+    plain, targets = logits.copy(), generator.integers(0, shape[2], shape[:2])
+    wanted = fastxent.cross_entropy_with_grad(plain, targets, label_smoothing=0.1, reduction="none")
+    assert_same([fastxent.cross_entropy(logits, targets, label_smoothing=0.1, reduction="none")], wanted[:1])
+    score, plain_score = (fastxent.score(z, targets, top_k=3) for z in (logits, plain))
+    assert score == plain_score
+    for function in (fastxent.log_softmax, fastxent.softmax, fastxent.logsumexp):
+        assert_same([function(logits)], [function(plain)])
+    kl = fastxent.kl_divergence_from_logits
+    assert_same([kl(logits, plain[::1] * 2)], [kl(plain, plain * 2)])
+    state, plain_state = (shards.accumulate(z, targets) for z in (logits, plain))
+    assert_same([state.columns], [plain_state.columns])
+    assert_same([shards.gradient(logits, targets, state)], [shards.gradient(plain, targets, state)])
+    found = fastxent.cross_entropy_with_grad(
+        logits, targets, label_smoothing=0.1, reduction="none", out=logits if wanted[1].dtype == logits.dtype else None
+    )
+    assert_same([np.ascontiguousarray(array) for array in found], wanted)
+    assert np.isnan(whole[..., :7].astype(np.float32)).all()
+    assert np.isnan(whole[..., -14:].astype(np.float32)).all()
 
 
 def test_rows_too_long_to_gather_several():

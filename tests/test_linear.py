@@ -264,6 +264,23 @@ class TestCorners:
         np.testing.assert_array_equal(np.isnan(losses), np.arange(9) == 4)
         np.testing.assert_array_equal(np.isnan(dhidden).all(axis=1), np.arange(9) == 4)
 
+    def test_a_product_that_overflows(self):
+        hidden, weight, _, targets = problem(9, 5, 300)
+        hidden[4], hidden[6] = 3e38, np.inf
+        losses = fastxent.linear_cross_entropy(hidden, 8 * weight, targets, reduction="none")
+        np.testing.assert_array_equal(np.isnan(losses), np.isin(np.arange(9), (4, 6)))
+
+    def test_one_wide_input_makes_all_wide(self):
+        hidden, weight, bias, targets = problem(9, 5, 300)
+        for number in range(3):
+            arrays = [hidden, weight, bias]
+            arrays[number] = arrays[number].astype(np.float64)
+            loss, *gradients = fastxent.linear_cross_entropy_with_grad(*arrays[:2], targets, linear_bias=arrays[2])
+            want, _, _ = wanted(hidden, weight, bias, targets)
+            assert loss.dtype == np.float64
+            np.testing.assert_allclose(loss, want, 1e-14)
+            assert [gradient.dtype for gradient in gradients] == [array.dtype for array in arrays]
+
     @pytest.mark.parametrize("memory", MEMORIES)
     def test_classes_masked_by_the_bias(self, memory):
         hidden, weight, bias, targets = problem(whole=True)

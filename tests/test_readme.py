@@ -21,9 +21,12 @@ def test_recipes_in_python():
         "Loss",
         "Score",
         "Gradient",
+        "Hidden states and an output matrix",
         "Targets and options",
         "Other losses",
         "Stream a memory map",
+        "Shards of classes",
+        "Dask",
         "Choose a backend",
     ]
 
@@ -53,7 +56,7 @@ def test_shell_commands(tmp_path):
     group.create_array("tokens", data=np.arange(6).reshape(2, 3) % 4)
     commands = re.findall(r"^\$ fastxent (.*)$", TEXT, re.MULTILINE)
     pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         subprocess.run([sys.executable, "-m", "fastxent", *shlex.split(command)], cwd=tmp_path, check=True)
     assert (tmp_path / "scores.parquet").exists()

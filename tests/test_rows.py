@@ -41,11 +41,35 @@ def test_single_elements(shape):
 
 def test_rows_that_lie_together():
     array = np.zeros((3, 4, 5))
-    assert rows.Rows(array).together == 12
-    assert rows.Rows(array[:, :-1]).together == 3
-    assert rows.Rows(array[:, ::2]).together == 1
-    assert rows.Rows(array[..., ::2]).together == 0
-    assert rows.Rows(np.zeros((0, 4, 5))[:, :-1]).together == 0
+
+    def together(array):
+        return rows.Rows(array).together(lambda view: view.flags.c_contiguous)
+
+    assert together(array) == 12
+    assert together(array[:, :-1]) == 3
+    assert together(array[:, ::2]) == 1
+    assert together(array[..., ::2]) == 0
+    assert together(np.zeros((0, 4, 5))[:, :-1]) == 0
+
+
+def test_pitch():
+    array = np.zeros((3, 4, 10), np.float32)
+    assert rows.pitch(array, 10) == 10
+    assert rows.pitch(array, 40) == 40
+    assert rows.pitch(array[..., 2:9], 7) == 10
+    assert rows.pitch(array[:, ::2], 10) == 20
+    assert rows.pitch(array[:, :-1], 10) is None  # three rows, then a gap
+    assert rows.pitch(array[:, 1], 10) == 40
+    assert rows.pitch(array[:1, 1:, :3], 3) == 10
+    assert rows.pitch(array[:, :2], 20) == 40  # two axes of classes
+    assert rows.pitch(array[..., ::2], 5) is None
+    assert rows.pitch(array[::-1], 10) is None
+    assert rows.pitch(array[..., ::-1], 10) is None
+    assert rows.pitch(array.transpose(0, 2, 1), 4) is None
+    assert rows.pitch(np.broadcast_to(array[0, 0], (5, 10)), 10) is None
+    assert rows.pitch(np.lib.stride_tricks.sliding_window_view(np.zeros(30), 10), 10) is None  # one over another
+    odd = np.zeros((4, 41), np.uint8)[:, :40].view(np.float32)
+    assert rows.pitch(odd, 10) is None  # no whole number of elements apart
 
 
 def test_blocks_are_some_megabytes():

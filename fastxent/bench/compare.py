@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 import fastxent
-from fastxent.bench import candidates, exact, limits, timing
+from fastxent.bench import candidates, exact, limits, linear, timing
 from fastxent.bench.cases import speed_case
 
 OPERATIONS = {"loss": candidates.LOSS, "loss and gradient": candidates.LOSS_AND_GRADIENT}
+LINEAR = {"linear loss": linear.LOSS, "linear loss and gradients": linear.LOSS_AND_GRADIENTS}
 _CHECKED = 64  # rows compared with exact arithmetic
 # in units of a row's largest entry: what a peer may lose that computes, or rounds, in the dtype of the logits
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-9, "float16": 1e-2, "bfloat16": 4e-2}
@@ -28,13 +30,13 @@ SUITE_DTYPES = ("float32", "float64", "bfloat16", "float16")
 class Cell:
     """One candidate on one problem; without a time its note says that it is wrong or absent.
 
-    ``of_limit`` is the time of reading (for a gradient: copying) the logits over the candidate's; ``worst_error`` is
-    that of the first rows in units of a row's largest entry, ``worst_ulps`` that of any number in units of its last
-    place, in the dtype of the result.
+    ``of_limit`` is the time of the limit over the candidate's; ``worst_error`` is that of the first rows in units of a
+    row's largest entry, ``worst_ulps`` that of any number in units of its last place, in the dtype of the result. A
+    linear loss has three lengths, rows, width and classes, and no gigabytes: its products are arithmetic.
     """
 
     operation: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: str
     threads: int
     candidate: str
@@ -60,9 +62,26 @@ def compare(shapes, dtypes=("float32",), threads=(None,), rounds=7):
             out = np.empty_like(logits)
             for number in threads:
                 with _threads(number):
-                    yield _compare("loss", logits, targets, losses, partial(limits.read, logits), rounds)
-                    copy = partial(limits.copy, logits, out)
-                    yield _compare("loss and gradient", logits, targets, gradient, copy, rounds)
+                    read, copy = partial(limits.read, logits), partial(limits.copy, logits, out)
+                    problem = logits.shape, dtype, (logits, targets)
+                    yield _compare("loss", OPERATIONS, *problem, losses, read, rounds, logits.nbytes)
+                    yield _compare("loss and gradient", OPERATIONS, *problem, gradient, copy, rounds, 2 * logits.nbytes)
+
+
+def compare_linear(shapes, dtypes=("float32",), threads=(None,), rounds=5):
+    """The same over ``shapes`` of (rows, width, classes): losses of hidden states under an output matrix.
+
+    The limit is the product of the same matrices, and with gradients its three, by NumPy into arrays that are there.
+    """
+    for shape in shapes:
+        for dtype in dtypes:
+            problem = linear.build(shape, dtype)
+            wanted = linear.expected(*problem)
+            for number in threads:
+                with _threads(number):
+                    each = zip(LINEAR, wanted, linear.limits(*problem[:2]), strict=True)
+                    for operation, want, limit in each:
+                        yield _compare(operation, LINEAR, shape, dtype, problem, want, limit, rounds)
 
 
 def machine():
@@ -88,26 +107,27 @@ def machine():
 
 @contextlib.contextmanager
 def _threads(number):
-    """``number`` threads for Numba and, where it is loaded, torch; other candidates ask `get_num_threads`."""
+    """``number`` threads for Numba, BLAS and, where it is loaded, torch; other candidates ask `get_num_threads`."""
     before = fastxent.get_num_threads()
     torch = sys.modules.get("torch")
     fastxent.set_num_threads(number or before)
     if torch:
         torch.set_num_threads(number or before)
     try:
-        yield
+        with threadpoolctl.threadpool_limits(number, user_api="blas"):
+            yield
     finally:
         fastxent.set_num_threads(before)
         if torch:
             torch.set_num_threads(before)
 
 
-def _compare(operation, logits, targets, want, limit, rounds):
+def _compare(operation, operations, shape, dtype, problem, want, limit, rounds, moved=None):
     ready: dict[str, Callable] = {"limit": limit}
     cells: dict[str, dict[str, Any]] = {}
-    for name, setup in OPERATIONS[operation].items():
+    for name, setup in operations[operation].items():
         try:
-            run = setup(logits, targets)
+            run = setup(*problem)
             got = run()[: len(want)]
         except ImportError as missing:
             cells[name] = {"note": f"absent: needs {missing.name}: pip install fastxent[peers]"}
@@ -116,20 +136,19 @@ def _compare(operation, logits, targets, want, limit, rounds):
         else:
             error = _worst(got, want)
             cells[name] = {"worst_error": error, "worst_ulps": exact.worst_ulps(got, want)}
-            if error <= _TOLERANCE[logits.dtype.name]:
+            if error <= _TOLERANCE[dtype]:
                 ready[name] = run
             else:
                 cells[name]["note"] = "wrong"
     seconds = timing.interleaved(ready, rounds)
-    moved = logits.nbytes * (1 if operation == "loss" else 2)
     for name in ready.keys() - {"limit"}:
         cells[name] |= {
             "seconds": seconds[name],
-            "gigabytes_per_second": moved / seconds[name] / 1e9,
+            "gigabytes_per_second": moved and moved / seconds[name] / 1e9,
             "of_limit": seconds["limit"] / seconds[name],
         }
-    problem = (operation, logits.shape, logits.dtype.name, fastxent.get_num_threads())
-    return [Cell(*problem, name, **cell) for name, cell in cells.items()]
+    about = operation, shape, dtype, fastxent.get_num_threads()
+    return [Cell(*about, name, **cell) for name, cell in cells.items()]
 
 
 def _worst(got, want):

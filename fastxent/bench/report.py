@@ -16,14 +16,14 @@ def rows(cells):
             yield cell["candidate"], cell["note"], "", "", "", *errors
             continue
         ratio = "" if cell is cells[0] or ours is None else f"{cell['seconds'] / ours:.1f} x"
-        time, speed = f"{cell['seconds'] * 1e3:.2f} ms", f"{cell['gigabytes_per_second']:.1f}"
+        time, speed = f"{cell['seconds'] * 1e3:.2f} ms", _short(cell["gigabytes_per_second"])
         yield cell["candidate"], time, speed, f"{cell['of_limit']:.0%}", ratio, *errors
 
 
 def title(cell):
     """What a table of cells is about."""
     threads = f"{cell['threads']} thread{'s' * (cell['threads'] > 1)}"
-    return f"{cell['operation']}, {cell['shape'][0]:,} x {cell['shape'][1]:,} {cell['dtype']}, {threads}"
+    return f"{cell['operation']}, {_lengths(cell['shape'])} {cell['dtype']}, {threads}"
 
 
 def markdown(record):
@@ -37,11 +37,20 @@ def markdown(record):
         tables.setdefault((cell["operation"], cell["threads"]), []).append(cell)
     for (operation, threads), cells in tables.items():
         ours, *peers = dict.fromkeys(cell["candidate"] for cell in cells)
-        headings = ["classes", "dtype", ours, "GB/s", "of the limit", "ulp", *peers]
+        headings = [
+            "shape" if len(cells[0]["shape"]) > 2 else "classes",
+            "dtype",
+            ours,
+            "GB/s",
+            "of the limit",
+            "ulp",
+            *peers,
+        ]
         lines += [f"**{operation}, {threads} thread{'s' * (threads > 1)}**", "", f"| {' | '.join(headings)} |"]
         lines += ["|" + "---:|" * len(headings)]
         for (shape, dtype), group in groupby(cells, lambda cell: (tuple(cell["shape"]), cell["dtype"])):
-            lines.append(f"| {shape[1]:,} | {dtype} | {' | '.join(_line(list(group), peers))} |")
+            lengths = _lengths(shape if len(shape) > 2 else shape[1:])
+            lines.append(f"| {lengths} | {dtype} | {' | '.join(_line(list(group), peers))} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -50,7 +59,7 @@ def _line(cells, peers):
     by_name = {cell["candidate"]: cell for cell in cells}
     own = cells[0]
     yield f"{own['seconds'] * 1e3:.2f} ms"
-    yield f"{own['gigabytes_per_second']:.1f}"
+    yield _short(own["gigabytes_per_second"])
     yield f"{own['of_limit']:.0%}"
     yield _short(own["worst_ulps"])
     for peer in peers:
@@ -58,5 +67,11 @@ def _line(cells, peers):
         yield f"{cell['seconds'] / own['seconds']:.1f} x" if cell["seconds"] else cell["note"].split(":")[0]
 
 
+def _lengths(shape):
+    return " x ".join(f"{length:,}" for length in shape)
+
+
 def _short(number):
+    if number is None:
+        return ""
     return f"{number:.1f}" if number < 1000 else f"{number:.0e}"

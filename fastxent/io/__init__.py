@@ -20,7 +20,7 @@ from fastxent.io.shards import Shards
 from fastxent.io.source import Source, SourceError
 from fastxent.io.zarr import ZarrSource
 
-__all__ = ["NAMELESS", "NpySource", "Source", "SourceError", "expand", "open_source"]
+__all__ = ["NAMELESS", "NpySource", "Source", "SourceError", "absolute", "expand", "open_source"]
 
 # dtypes that .npy and zarr store without their name
 NAMELESS = {
@@ -87,6 +87,14 @@ def expand(name):
     if not found:
         raise SourceError(f"{path}: matches no file")
     return [(one, part) for one in found]
+
+
+def absolute(names):
+    """Every FILE or FILE::NAME that ``names`` means, the same wherever a process stands."""
+    names = [names] if isinstance(names, (str, os.PathLike)) else names
+    files = [(path, part) for name in names for path, part in expand(name)]
+    places = [(path if "://" in path else str(Path(path).absolute()), part) for path, part in files]
+    return tuple(path if part is None else f"{path}::{part}" for path, part in places)
 
 
 def _open(path, part, dtype):

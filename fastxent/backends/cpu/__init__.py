@@ -19,7 +19,7 @@ from fastxent.backends.cpu.columns import FEW
 from fastxent.backends.cpu.formats import viewed
 from fastxent.backends.cpu.twins import Twins, threads_for
 from fastxent.checks import loss_dtype
-from fastxent.rows import Masked, Rows, boxes
+from fastxent.rows import Masked, Rows, boxes, pitch
 from fastxent.state import LARGEST, STRIP, Coefficients, LseState, RowScores, Statistics, in_block
 
 _LAUNCH = 1 << 26  # elements in one launch: some 10 ms
@@ -69,11 +69,12 @@ def describe():
 def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, wanted=()):
     """See `fastxent.backends.reference.statistics`."""
     result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
+    classes = logits.shape[1]
     targets, scaling = _read_only(targets), _scaling(logits.dtype, softcap, temperature)
     for rows, block, shares in _blocks(logits, spread):
         _statistics(
-            block.size, block, targets[rows], shares, scaling, _segments(block, targets[rows]), _strips(block),
-            _results(result.of(rows)),
+            len(block) * classes, block, classes, targets[rows], shares, scaling,
+            _segments(classes, targets[rows]), _strips(block, classes), _results(result.of(rows)),
         )  # fmt: skip
     return result
 
@@ -83,12 +84,13 @@ def statistics_and_gradient(
 ):
     """See `fastxent.backends.reference.statistics_and_gradient`."""
     result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
+    classes = logits.shape[1]
     targets, scaling = _read_only(targets), _scaling(logits.dtype, softcap, temperature)
     for rows, block, shares in _blocks(logits, spread):
         with _written(out, rows, logits.dtype) as written:
             _statistics_and_gradient(
-                block.size, block, targets[rows], shares, _coefficients(coefficients, rows), scaling, written,
-                _segments(block, targets[rows]), _strips(block), _results(result.of(rows)),
+                len(block) * classes, block, classes, targets[rows], shares, _coefficients(coefficients, rows), scaling,
+                written, _segments(classes, targets[rows]), _strips(block, classes), _results(result.of(rows)),
             )  # fmt: skip
     return result
 
@@ -96,9 +98,11 @@ def statistics_and_gradient(
 def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softcap=None, temperature=1.0):
     """See `fastxent.backends.reference.accumulate`."""
     result = LseState.empty(len(logits), softcap, temperature) if state is None else state.copy()
+    classes = logits.shape[1]
     local, scaling = _read_only(in_block(targets, logits, vocab_start)), _scaling(logits.dtype, softcap, temperature)
     for rows, block, shares in _blocks(logits, spread):
-        _accumulate(block.size, block, local[rows], shares, scaling, _strips(block), result.columns[rows])
+        work, strips = len(block) * classes, _strips(block, classes)
+        _accumulate(work, block, classes, local[rows], shares, scaling, strips, result.columns[rows])
     return result
 
 
@@ -106,20 +110,23 @@ def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_st
     """See `fastxent.backends.reference.gradient`."""
     local, scaling = in_block(targets, logits, vocab_start), _scaling(logits.dtype, state.softcap, state.temperature)
     exponent, whole, own = state.of_gradient(coefficients, target_share)
+    classes = logits.shape[1]
     smooth = np.broadcast_to(coefficients.smooth, len(logits))
     of_rows = [np.ascontiguousarray(column) for column in (state["base"], exponent, whole, own, smooth)]
     local, of_rows = _read_only(local), [_read_only(column) for column in of_rows]
     for rows, block, shares in _blocks(logits, spread):
         of_block = kernels.Whole(*(column[rows] for column in of_rows))
         with _written(out, rows, logits.dtype) as written:
-            _gradient(block.size, block, local[rows], shares, of_block, scaling, written, _strips(block))
+            work, strips = len(block) * classes, _strips(block, classes)
+            _gradient(work, block, classes, local[rows], shares, of_block, scaling, written, strips)
 
 
 def count(logits, levels):
     """See `fastxent.backends.reference.count`."""
     counts, levels = np.empty((len(logits), 2), np.int64), _read_only(np.ascontiguousarray(levels, np.float64))
+    classes = logits.shape[1]
     for rows, block, _ in _blocks(logits, None):
-        _count(block.size, block, levels[rows], counts[rows])
+        _count(len(block) * classes, block, classes, levels[rows], counts[rows])
     return counts
 
 
@@ -127,15 +134,15 @@ def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
     """See `fastxent.backends.reference.score`."""
     ids = np.empty((len(logits), 0), np.int64) if ids is None else np.ascontiguousarray(ids)
     result = RowScores.allocate(len(logits), top_k, ids.shape[1])
+    classes = logits.shape[1]
     targets, ids, scaling = _read_only(targets), _read_only(ids), _scaling(logits.dtype, softcap, temperature)
     for rows, block, shares in _blocks(logits, None):
-        if block.shape[1] <= FEW:
-            found = Statistics(result.nll[rows], *([np.empty(0)] * 4))
-            _statistics(block.size, block, targets[rows], shares, scaling, 1, _strips(block), _results(found))
-        _score(
-            block.size, block, targets[rows], ids[rows], scaling, _segments(block, targets[rows]),
-            _strips(block), result.of(rows),
-        )  # fmt: skip
+        work, strips = len(block) * classes, _strips(block, classes)
+        if classes <= FEW:
+            found = _results(Statistics(result.nll[rows], *([np.empty(0)] * 4)))
+            _statistics(work, block, classes, targets[rows], shares, scaling, 1, strips, found)
+        segments = _segments(classes, targets[rows])
+        _score(work, block, classes, targets[rows], ids[rows], scaling, segments, strips, result.of(rows))
     return result
 
 
@@ -147,9 +154,9 @@ def divergences(logits_p, logits_q, lse_p, lse_q):
     rows, classes = logits_p.shape
     parts = np.empty((rows, -(-classes // divergences_kernel.PIECE), 2))
     for part in _slices(logits_p, logits_q, logits_q.dtype):
-        p, q = (_read_only(viewed(_gathered(logits, part, dtype))) for logits in (logits_p, logits_q))
+        p, q = (_read_only(_gathered(logits, part, dtype)) for logits in (logits_p, logits_q))
         lse = _read_only(lse_p[part]), _read_only(lse_q[part])
-        _divergences(2 * p.size, p, q, *lse, _scaling(dtype, None, 1.0), parts[part])
+        _divergences(2 * len(p) * classes, p, q, classes, *lse, _scaling(dtype, None, 1.0), parts[part])
     unknown = ~(np.isfinite(lse_p) & np.isfinite(lse_q))
     kl, js = np.moveaxis(parts.sum(axis=1), 1, 0)
     return np.where(unknown, np.nan, kl), np.where(unknown, np.nan, js)
@@ -168,9 +175,11 @@ def logsumexp(logits, *, temperature=1.0):
 def log_softmax(logits, out, *, temperature=1.0):
     """See `fastxent.backends.reference.log_softmax`."""
     scaling = _scaling(logits.dtype, None, temperature)
+    classes = logits.shape[1]
     for rows, block, shares in _blocks(logits, None):
         with _written(out, rows, logits.dtype) as written:
-            _log_softmax(block.size, block, shares, scaling, _strips(block), written)
+            work, strips = len(block) * classes, _strips(block, classes)
+            _log_softmax(work, block, classes, shares, scaling, strips, written)
     return out
 
 
@@ -190,14 +199,14 @@ def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losse
 
 
 def _blocks(logits, spread):
-    """``rows, block, shares``: slices of rows, their logits as a contiguous native array, and their shares."""
+    """``rows, block, shares``: slices of rows, their logits as a kernel reads them (`_lying`), and their shares."""
     real, probabilities = loss_dtype(logits.dtype), None if spread is None else spread.probabilities
     shares = _shares(spread, real)
     for rows in _slices(logits, probabilities, real):
         block = _gathered(logits, rows, logits.dtype.newbyteorder("="))
         if probabilities is not None:
             shares = shares._replace(probabilities=_read_only(_gathered(probabilities, rows, real)))
-        yield rows, _read_only(viewed(block)), shares
+        yield rows, _read_only(block), shares
 
 
 def _slices(logits, probabilities, real):
@@ -217,33 +226,41 @@ def _slices(logits, probabilities, real):
 
 def _together(rows, dtype):
     """How many rows at a time a kernel may read as they lie."""
-    if isinstance(rows, Rows) and rows.dtype == dtype and dtype.isnative:
-        return rows.together
-    return len(rows) if _ready(rows, dtype) else 0
+    if isinstance(rows, Masked):
+        return 0
+
+    def lying(view):
+        return _lying(view, rows.shape[1], dtype) is not None
+
+    return rows.together(lying) if isinstance(rows, Rows) else len(rows) * lying(rows)
 
 
-def _ready(array, dtype):
-    """Whether a kernel may read ``array`` as it is."""
-    return (
-        isinstance(array, np.ndarray)
-        and array.flags.aligned
-        and array.flags.c_contiguous
-        and array.dtype == dtype
-        and array.dtype.isnative
-    )
+def _lying(view, classes, dtype):
+    """The rows of an array of ``dtype`` as a contiguous matrix, of which kernels touch the first ``classes`` columns;
+    None where they do not lie so. Few classes must lie without gaps.
+    """
+    if view.dtype != dtype or not (view.flags.aligned and dtype.isnative):
+        return None
+    if view.flags.c_contiguous:
+        return viewed(view.reshape(-1, classes))
+    width = pitch(view, classes)
+    if width is None or width > classes <= FEW:
+        return None
+    shape, strides = (view.size // classes, width), (width * view.itemsize, view.itemsize)
+    return np.lib.stride_tricks.as_strided(viewed(view), shape, strides, writeable=view.flags.writeable)
 
 
 def _gathered(rows, part, dtype):
-    """``rows[part]`` as a contiguous native array of ``dtype``: a view where there is one."""
+    """``rows[part]`` as a kernel reads it, a native array of ``dtype``: as it lies where it may, else a copy."""
     if isinstance(rows, Masked) or rows.dtype.newbyteorder("=") != dtype:
-        return np.ascontiguousarray(rows[part], dtype)
+        return viewed(np.ascontiguousarray(rows[part], dtype))
     views = list(boxes(rows, part))
-    if len(views) == 1 and _ready(views[0][0], dtype):
-        return views[0][0].reshape(-1, rows.shape[1])
+    if len(views) == 1 and (lying := _lying(views[0][0], rows.shape[1], dtype)) is not None:
+        return lying
     block = np.empty((part.stop - part.start, rows.shape[1]), dtype)
     for view, place in views:
         strided.copy(view, block[place].reshape(view.shape))
-    return block
+    return viewed(block)
 
 
 @contextlib.contextmanager
@@ -251,8 +268,8 @@ def _written(out, part, logits_dtype):
     """An array for a kernel to write that ends up in ``out[part]``: itself where a kernel for its like exists."""
     own, views = loss_dtype(logits_dtype), list(boxes(out, part))
     as_it_is = own if out.dtype == own or out.dtype.itemsize != 2 else logits_dtype
-    if len(views) == 1 and _ready(views[0][0], as_it_is):
-        yield viewed(views[0][0].reshape(-1, out.shape[1]))
+    if len(views) == 1 and (lying := _lying(views[0][0], out.shape[1], as_it_is)) is not None:
+        yield lying
         return
     yield (written := np.empty((part.stop - part.start, out.shape[1]), own))
     for view, place in views:
@@ -292,14 +309,15 @@ def _results(found):
     return kernels.Results(found.nll, found.target_logit, found.peak, found.lse, found.gap)
 
 
-def _strips(block):
+def _strips(block, classes):
     """Scratch for the sums of each row's strips."""
-    return np.empty((len(block), -(-block.shape[1] // STRIP), 8))
+    return np.empty((len(block), -(-classes // STRIP), 8))
 
 
-def _segments(block, targets):
+def _segments(classes, targets):
     """How many runs of strips a row is cut into so that there is work for every thread; no bit depends on it."""
-    threads = threads_for(block.size)
-    if threads == 1 or len(block) >= 4 * threads or (targets == LARGEST).any():
+    rows = len(targets)
+    threads = threads_for(rows * classes)
+    if threads == 1 or rows >= 4 * threads or (targets == LARGEST).any():
         return 1
-    return min(-(-block.shape[1] // STRIP), -(-4 * threads // len(block)))
+    return min(-(-classes // STRIP), -(-4 * threads // rows))

@@ -5,7 +5,7 @@ from numba import prange
 
 from fastxent.backends.cpu.formats import as_real
 from fastxent.backends.cpu.formulas import compiled, divergence_terms, exp_parts, exp_split, power_of_two, reference
-from fastxent.backends.cpu.memory import load_some, prefetch
+from fastxent.backends.cpu.memory import load_some, prefetch, row_of
 from fastxent.backends.cpu.vector import LANES, lanes_of, sum_lanes, to_float64, widest_registers
 
 PIECE = 16384  # classes of a row in one task
@@ -44,12 +44,14 @@ def _sum_piece(p, q, lse_p, lse_q, start, stop, scaling, part):
     part[0], part[1] = sum_lanes(total_kl), sum_lanes(total_js)
 
 
-def divergences(p, q, lse_p, lse_q, scaling, parts):
+def divergences(p, q, classes, lse_p, lse_q, scaling, parts):
     """Logits (N, V) of two distributions and the logsumexp of their rows, float64 (N,) -> parts (N, n, 2), float64:
     what each piece of a row adds to KL(p || q) and to JS(p, q).
     """
     for task in prange(parts.shape[0] * parts.shape[1]):
         i, piece = task // parts.shape[1], task % parts.shape[1]
         start = piece * PIECE
-        stop = min(p.shape[1], start + PIECE)
-        _sum_piece(p[i], q[i], lse_p[i], lse_q[i], start, stop, scaling, parts[i, piece])
+        stop = min(classes, start + PIECE)
+        _sum_piece(
+            row_of(p, i, classes), row_of(q, i, classes), lse_p[i], lse_q[i], start, stop, scaling, parts[i, piece]
+        )

@@ -23,7 +23,7 @@ from fastxent.backends.cpu.formulas import (
     whole_gap,
     with_target,
 )
-from fastxent.backends.cpu.memory import load_some, store_one, store_some
+from fastxent.backends.cpu.memory import load_some, row_of, store_one, store_some
 from fastxent.backends.cpu.rows import (
     add_strips,
     capped_one,
@@ -220,70 +220,92 @@ def _write_nothing(out, start, stop):
 
 
 @compiled
-def _sum_segment(logits, targets, shares, scaling, out, strips, segments, task):
+def _sum_segment(logits, classes, targets, shares, scaling, out, strips, segments, task):
     i, part = task // segments, task % segments
     if targets[i] != IGNORED:
         first, last = strips.shape[1] * part // segments, strips.shape[1] * (part + 1) // segments
         if out is None:
-            sum_strips(logits[i], targets[i], shares, i, None, strips[i], first, last, scaling)
+            sum_strips(row_of(logits, i, classes), targets[i], shares, i, None, strips[i], first, last, scaling)
         else:
-            terms = waiting_room(logits[i], out[i])
-            sum_strips(logits[i], targets[i], shares, i, terms, strips[i], first, last, scaling)
+            terms = waiting_room(row_of(logits, i, classes), row_of(out, i, classes))
+            sum_strips(row_of(logits, i, classes), targets[i], shares, i, terms, strips[i], first, last, scaling)
 
 
 @compiled
-def _write_segment(logits, targets, shares, coefficients, scaling, out, strips, segments, task):
+def _write_segment(logits, classes, targets, shares, coefficients, scaling, out, strips, segments, task):
     i, part = task // segments, task % segments
     first, last = strips.shape[1] * part // segments, strips.shape[1] * (part + 1) // segments
     if targets[i] == IGNORED:
-        _write_nothing(out[i], first * STRIP, min(out.shape[1], last * STRIP))
+        _write_nothing(row_of(out, i, classes), first * STRIP, min(classes, last * STRIP))
     else:
-        terms = waiting_room(logits[i], out[i])
-        _write_strips(logits[i], terms, out[i], shares, coefficients, i, strips[i], first, last, scaling)
+        terms = waiting_room(row_of(logits, i, classes), row_of(out, i, classes))
+        _write_strips(
+            row_of(logits, i, classes),
+            terms,
+            row_of(out, i, classes),
+            shares,
+            coefficients,
+            i,
+            strips[i],
+            first,
+            last,
+            scaling,
+        )
 
 
-def statistics(logits, targets, shares, scaling, segments, strips, results):
-    """(N, V) logits read once -> `Results`.
+def statistics(logits, classes, targets, shares, scaling, segments, strips, results):
+    """(N, V) logits, the first ``classes`` columns of a matrix, read once -> `Results`.
 
     strips (N, n, 8) is scratch. A row is cut into ``segments`` runs of strips, summed in parallel; 1 for many rows.
     """
-    if logits.shape[1] <= FEW:
+    if classes <= FEW:
         for group in prange((logits.shape[0] + LANES - 1) // LANES):
             statistics_of_sixteen(logits, targets, shares, scaling, group, results)
         return
     if segments == 1:
         for i in prange(logits.shape[0]):
-            _statistics_row(logits[i], targets[i], shares, scaling, strips[i], i, results)
+            _statistics_row(row_of(logits, i, classes), targets[i], shares, scaling, strips[i], i, results)
         return
     for task in prange(logits.shape[0] * segments):
-        _sum_segment(logits, targets, shares, scaling, None, strips, segments, task)
+        _sum_segment(logits, classes, targets, shares, scaling, None, strips, segments, task)
     for i in range(logits.shape[0]):
         if targets[i] == IGNORED:
             _ignore_row(i, results)
         else:
-            _finish_statistics(logits[i], targets[i], shares, scaling, strips[i], i, results)
+            _finish_statistics(row_of(logits, i, classes), targets[i], shares, scaling, strips[i], i, results)
 
 
-def statistics_and_gradient(logits, targets, shares, coefficients, scaling, out, segments, strips, results):
-    """As `statistics`, and out (N, V) written: what `fastxent.state.Coefficients` says, times the slope of a softcap.
+def statistics_and_gradient(logits, classes, targets, shares, coefficients, scaling, out, segments, strips, results):
+    """As `statistics`, and as many columns of out written: what `fastxent.state.Coefficients` says, times the slope of
+    a softcap.
 
     A row is read once from memory; its terms wait in ``out`` and are scaled while they are in the cache, unless it is
     cut into segments: then all are summed before any is scaled. Where ``out`` cannot hold them the logits are looked
     at again.
     """
-    if logits.shape[1] <= FEW:
+    if classes <= FEW:
         for group in prange((logits.shape[0] + LANES - 1) // LANES):
             gradient_of_sixteen(logits, targets, shares, coefficients, scaling, out, group, results)
         return
     if segments == 1:
         for i in prange(logits.shape[0]):
-            _gradient_row(logits[i], targets[i], shares, coefficients, scaling, out[i], strips[i], i, results)
+            _gradient_row(
+                row_of(logits, i, classes),
+                targets[i],
+                shares,
+                coefficients,
+                scaling,
+                row_of(out, i, classes),
+                strips[i],
+                i,
+                results,
+            )
         return
     for i in range(logits.shape[0]):
         if targets[i] != IGNORED:  # kept: the first term may take the target's place
-            strips[i, 0, 6], strips[i, 0, 7] = capped_one(logits[i], targets[i], scaling.cap)
+            strips[i, 0, 6], strips[i, 0, 7] = capped_one(row_of(logits, i, classes), targets[i], scaling.cap)
     for task in prange(logits.shape[0] * segments):
-        _sum_segment(logits, targets, shares, scaling, out, strips, segments, task)
+        _sum_segment(logits, classes, targets, shares, scaling, out, strips, segments, task)
     for i in range(logits.shape[0]):
         if targets[i] == IGNORED:
             _ignore_row(i, results)
@@ -292,16 +314,16 @@ def statistics_and_gradient(logits, targets, shares, coefficients, scaling, out,
             own = _prepare_gradient(strips[i, 0, 6], share, coefficients, _row_rate(scaling), strips[i], i, results)
             strips[i, 0, 6] = own * strips[i, 0, 7]
     for task in prange(logits.shape[0] * segments):
-        _write_segment(logits, targets, shares, coefficients, scaling, out, strips, segments, task)
+        _write_segment(logits, classes, targets, shares, coefficients, scaling, out, strips, segments, task)
     for i in range(logits.shape[0]):
         if targets[i] != IGNORED:
-            store_one(out[i], targets[i], strips[i, 0, 6])
+            store_one(row_of(out, i, classes), targets[i], strips[i, 0, 6])
 
 
-def accumulate(logits, targets, shares, scaling, strips, columns):
+def accumulate(logits, classes, targets, shares, scaling, strips, columns):
     """A block's sums added to ``columns`` (N, 9), in the order of `fastxent.state.FIELDS`."""
     for i in prange(logits.shape[0]):
-        _accumulate_row(logits[i], targets[i], shares, scaling, strips[i], i, columns[i])
+        _accumulate_row(row_of(logits, i, classes), targets[i], shares, scaling, strips[i], i, columns[i])
 
 
 @compiled
@@ -330,13 +352,15 @@ class Whole(NamedTuple):
     smooth: np.ndarray
 
 
-def gradient(logits, targets, shares, whole, scaling, out, strips):
+def gradient(logits, classes, targets, shares, whole, scaling, out, strips):
     """out (N, V) of a block of classes: what `fastxent.state.Coefficients` says, times the slope of a softcap.
 
     The block is read once, its terms wait in ``out`` as in `statistics_and_gradient`.
     """
     for i in prange(logits.shape[0]):
-        _block_gradient_row(logits[i], targets[i], shares, whole, scaling, out[i], strips[i], i)
+        _block_gradient_row(
+            row_of(logits, i, classes), targets[i], shares, whole, scaling, row_of(out, i, classes), strips[i], i
+        )
 
 
 @compiled
@@ -370,7 +394,7 @@ def _log_softmax_row(row, shares, scaling, strips, i, out):
     _shift_row(row, out, largest, _row_rate(scaling), excess)
 
 
-def log_softmax(logits, shares, scaling, strips, out):
+def log_softmax(logits, classes, shares, scaling, strips, out):
     """(N, V) -> out (N, V): (x - largest) - log1p(others / largest), two positive losses that cannot cancel."""
     for i in prange(logits.shape[0]):
-        _log_softmax_row(logits[i], shares, scaling, strips[i], i, out[i])
+        _log_softmax_row(row_of(logits, i, classes), shares, scaling, strips[i], i, row_of(out, i, classes))

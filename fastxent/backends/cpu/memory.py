@@ -103,6 +103,22 @@ def read_only(typing, array):
     return array.copy(readonly=True)(array), lambda context, builder, sig, args: args[0]
 
 
+@intrinsic
+def row_of(typing, matrix, i, classes):
+    """The first ``classes`` elements of row ``i``: what lies between them and the next row is never touched."""
+    kind = types.Array(matrix.dtype, 1, "C", readonly=not matrix.mutable)
+
+    def lower(context, builder, sig, args):
+        source = context.make_array(matrix)(context, builder, args[0])
+        start = builder.mul(args[1], builder.extract_value(source.shape, 1))
+        array, data = context.make_array(kind)(context, builder), builder.gep(source.data, [start], inbounds=True)
+        width = context.get_constant(types.intp, matrix.dtype.bitwidth // 8)
+        context.populate_array(array, data=data, shape=[args[2]], strides=[width], itemsize=width, meminfo=None)
+        return array._getvalue()
+
+    return kind(matrix, i, types.int64), lower
+
+
 _QUARTERS = range(0, LANES, 4)
 # Steps of a transposition: how far the other vector of a pair is, and what becomes of lanes a (0 to 15) and b (16 to
 # 31) of the two. Numbers, then pairs of them, are interleaved within each quarter, then quarters are exchanged: the

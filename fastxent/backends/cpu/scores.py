@@ -24,7 +24,7 @@ from fastxent.backends.cpu.formulas import (
     reference,
     with_target,
 )
-from fastxent.backends.cpu.memory import load, load_some, read_only
+from fastxent.backends.cpu.memory import load, load_some, read_only, row_of
 from fastxent.backends.cpu.rows import (
     BLOCK,
     FOUR,
@@ -349,35 +349,36 @@ def _log_prob(row, k, target, peak, beyond, nll, scaling):
 
 
 @compiled
-def _sum_segment(logits, targets, scaling, strips, segments, task):
+def _sum_segment(logits, classes, targets, scaling, strips, segments, task):
     i, part = task // segments, task % segments
     if targets[i] != IGNORED:
         first, last = strips.shape[1] * part // segments, strips.shape[1] * (part + 1) // segments
-        sum_moments(logits[i], targets[i], strips[i], first, last, scaling)
+        sum_moments(row_of(logits, i, classes), targets[i], strips[i], first, last, scaling)
 
 
-def score(logits, targets, ids, scaling, segments, strips, results):
-    """(N, V) logits read once -> `fastxent.state.RowScores`; ids (N, K) are classes whose log-probability is wanted.
+def score(logits, classes, targets, ids, scaling, segments, strips, results):
+    """(N, V) logits, the first ``classes`` columns of a matrix, read once -> `fastxent.state.RowScores`.
 
-    strips (N, n, 8) is scratch. The nll of rows of at most `FEW` classes must be there. A row is cut into
-    ``segments`` runs of strips, summed in parallel; 1 for many rows.
+    ids (N, K) are classes whose log-probability is wanted; strips (N, n, 8) is scratch. The nll of
+    rows of at most `FEW` classes must be there. A row is cut into ``segments`` runs of strips, summed in parallel; 1
+    for many rows.
     """
     if segments > 1:
         for task in prange(logits.shape[0] * segments):
-            _sum_segment(logits, targets, scaling, strips, segments, task)
+            _sum_segment(logits, classes, targets, scaling, strips, segments, task)
     for i in prange(logits.shape[0]):
         if targets[i] == IGNORED:
             _no_score(i, 0.0, results)
         else:
             if segments == 1:
-                sum_moments(logits[i], targets[i], strips[i], np.int64(0), strips.shape[1], scaling)
-            _score_from_strips(logits[i], targets[i], ids[i], scaling, strips[i], i, results)
+                sum_moments(row_of(logits, i, classes), targets[i], strips[i], np.int64(0), strips.shape[1], scaling)
+            _score_from_strips(row_of(logits, i, classes), targets[i], ids[i], scaling, strips[i], i, results)
 
 
-def count(logits, levels, counts):
+def count(logits, classes, levels, counts):
     """How many logits of a row (N, V) are above and level with its number in ``levels`` (N,): counts (N, 2)."""
     for i in prange(logits.shape[0]):
-        _count_row(logits[i], levels[i], counts[i])
+        _count_row(row_of(logits, i, classes), levels[i], counts[i])
 
 
 @compiled
