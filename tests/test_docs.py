@@ -16,6 +16,7 @@ PAGES = {
     for page in sorted(DOCS.rglob("*.md"))
     if "_build" not in page.parts and (blocks := BLOCK.findall(page.read_text("utf-8")))
 }
+NEEDS = {"howto/torch.md": "torch"}
 NOT_OURS = ("python -m pip install",)
 
 
@@ -34,6 +35,8 @@ def commands(block):
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page, tmp_path):
     """Python blocks share their names from the first to the last; commands run in between, where they stand."""
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page], reason=f"needs {NEEDS[page]}: pip install fastxent[peers]")
     pytest.importorskip("pyarrow"), pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
     script = ["import subprocess"]
     for kind, block in PAGES[page]:

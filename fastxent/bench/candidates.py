@@ -82,6 +82,25 @@ def _torch_with_grad(logits, targets, compiled=False):
     return lambda: _array(torch.autograd.grad(function(x, t, reduction="sum"), x)[0])
 
 
+def _through_torch(logits, targets):
+    import torch
+
+    import fastxent.torch as bridge
+
+    x, t = _tensor(logits.copy()).requires_grad_(True), _tensor(targets)
+    return lambda: _array(torch.autograd.grad(bridge.cross_entropy(x, t, reduction="sum"), x)[0])
+
+
+def _through_jax(logits, targets):
+    import jax
+
+    import fastxent.jax as bridge
+
+    x, t = jax.device_put(logits), jax.device_put(targets)
+    compiled = jax.jit(jax.value_and_grad(lambda x, t: bridge.cross_entropy(x, t, reduction="sum")))
+    return lambda: np.asarray(jax.block_until_ready(compiled(x, t))[1])
+
+
 def _compiled(function, wanted):
     """``function`` through torch.compile, for these shapes alone."""
     import torch
@@ -191,6 +210,8 @@ LOSS: dict[str, Setup] = {
 }
 LOSS_AND_GRADIENT: dict[str, Setup] = {
     "fastxent": _ours_with_grad,
+    "fastxent.torch": _through_torch,
+    "fastxent.jax": _through_jax,
     "torch": _torch_with_grad,
     "torch.compile": partial(_torch_with_grad, compiled=True),
     "jax.jit": _jax_with_grad,

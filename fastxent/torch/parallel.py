@@ -1,0 +1,92 @@
+"""The loss of logits whose classes are spread over the processes of a torch process group."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from fastxent import shards
+from fastxent.state import LseState
+from fastxent.torch.arrays import as_array, as_tensor, new_gradient
+from fastxent.torch.operators import refuse_gradients
+
+
+def class_parallel_cross_entropy(
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    *,
+    group: distributed.ProcessGroup | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """`cross_entropy` where every process of a group holds the logits of all rows for some of the classes.
+
+    The classes of the first process are the first, and so on. What a process knows of its classes, 72 bytes a row
+    (`fastxent.LseState`), is gathered once in the forward pass; the backward pass needs no message. All processes call
+    it together, with the same targets and options, and get the same loss to the last bit; each gets the gradient of its
+    own logits, with the digits that the whole row would have given it.
+
+    Parameters
+    ----------
+    input : Tensor of bfloat16, float16, float8, float32 or float64, shape (..., C of this process)
+        On the CPU; the classes are the last axis.
+    target : Tensor of integers, shape (...)
+        Class indices among all classes, or ``ignore_index``.
+    weight : Tensor, shape (C of all processes,), optional
+    group : ProcessGroup, optional
+        By default the one of all processes; a backend that takes tensors of the CPU, such as gloo.
+    **options
+        ignore_index, label_smoothing, z_loss, softcap, temperature, sample_weight, reduction, denominator and backend,
+        as for `cross_entropy`.
+
+    Returns
+    -------
+    loss : Tensor of float64
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As `fastxent.shards.accumulate`.
+    NotImplementedError
+        If a tensor is not on the CPU, ``weight`` or ``sample_weight`` requires grad, or for a second derivative.
+    """
+    refuse_gradients(weight=weight, sample_weight=options.get("sample_weight"))
+    options = {name: as_array(value) if torch.is_tensor(value) else value for name, value in options.items()}
+    options["weight"] = as_array(weight)
+    backend = {"backend": options.pop("backend", None)}
+    counts = _gathered(torch.tensor([input.shape[-1]]), group)
+    before = int(counts[: distributed.get_rank(group)].sum())
+    place: dict[str, Any] = {"vocab_start": before, "classes": int(counts.sum())}
+    mine = shards.accumulate(as_array(input), as_array(target), **place, **options, **backend)
+    state = LseState.empty(len(mine), mine.softcap, mine.temperature)
+    for columns in _gathered(as_tensor(mine.pack()), group):
+        state = state.merge(LseState.unpack(columns.numpy(), mine.softcap, mine.temperature))
+    return _Loss.apply(input, target, state, place, options, backend)
+
+
+def _gathered(tensor, group):
+    """The tensors of all processes, in their order."""
+    found = [torch.empty_like(tensor) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(found, tensor, group)
+    return torch.stack(found)
+
+
+class _Loss(torch.autograd.Function):
+    """From the state of all classes to the loss, and back to the gradient of some."""
+
+    @staticmethod
+    def forward(ctx, logits, target, state, place, options, backend):
+        ctx.save_for_backward(logits, target)
+        ctx.problem = state, place, options, backend
+        loss = shards.finalize(state, as_array(target), classes=place["classes"], **options)
+        return as_tensor(np.asarray(loss))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        (logits, target), (state, place, options, backend) = ctx.saved_tensors, ctx.problem
+        dlogits, read = new_gradient(logits), place | options | backend
+        read |= {"grad_output": as_array(grad_output), "out": as_array(dlogits)}
+        shards.gradient(as_array(logits), as_array(target), state, **read)
+        return dlogits, *[None] * 5
