@@ -403,6 +403,43 @@ class TestBackward:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             ours.cross_entropy(logits, targets, inplace_backward=True).backward()
 
+    @pytest.mark.parametrize(
+        "view", [lambda p: p.view(2, 3), lambda p: p[:], lambda p: p.T.T, lambda p: p.reshape(2, 3)]
+    )
+    def test_in_place_never_overwrites_a_parameter(self, view):
+        parameter, targets = problem(2, 3)
+        with pytest.raises(ValueError, match="a leaf, or a view of one, would be its own gradient"):
+            ours.cross_entropy(view(parameter), targets, inplace_backward=True)
+        with torch.no_grad():  # where nothing will be written
+            ours.cross_entropy(view(parameter), targets, inplace_backward=True)
+
+    def test_in_place_is_refused_where_logits_share_memory(self):
+        leaf, targets = problem(1, 9)
+        for logits in ((2 * leaf).expand(6, 9), (2 * leaf)[0].unfold(0, 4, 1)):
+            with pytest.raises(ValueError, match="logits of inplace_backward must not"):
+                ours.cross_entropy(logits, torch.zeros(6, dtype=torch.int64), inplace_backward=True)
+
+    @pytest.mark.parametrize("name", ["cross_entropy", "binary", "linear"])
+    def test_every_gradient_has_memory_of_its_own(self, name):
+        """Whoever writes to the first one spoils neither the second nor the next backward pass."""
+        logits, targets = problem()
+        weight = torch.rand(9, 9, dtype=torch.float64)
+        losses = {
+            "cross_entropy": lambda: ours.cross_entropy(logits, targets),
+            "binary": lambda: ours.binary_cross_entropy_with_logits(logits, torch.rand(6, 9)),
+            "linear": lambda: ours.linear_cross_entropy(logits, weight, targets),
+        }
+        loss = losses[name]()
+        (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        want = first.clone()
+        first.mul_(2)
+        (second,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        assert second.data_ptr() != first.data_ptr()
+        second.mul_(2)
+        (third,) = torch.autograd.grad(3 * loss, logits)
+        np.testing.assert_allclose(third.numpy(), 3 * want.numpy(), rtol=1e-14)
+        np.testing.assert_array_equal(second.numpy(), first.numpy())
+
     def test_in_place_leaves_the_logits_to_a_second_derivative(self):
         (leaf, targets), found = problem(), []
         for inplace in (False, True):
@@ -412,6 +449,62 @@ class TestBackward:
             (second,) = torch.autograd.grad(first.square().sum(), leaf)
             found.append(second)
         assert torch.equal(*found)
+
+
+class TestLearnedProbabilities:
+    """Targets that require grad are held to what the others are."""
+
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"reduction": "avg"}, ValueError, "reduction must be one of"),
+            ({"reduction": "sum", "denominator": 3.0}, ValueError, "denominator goes with"),
+            ({"label_smoothing": 3.0}, ValueError, "label_smoothing must lie in"),
+            ({"temperature": -1.0}, ValueError, "temperature must be"),
+            ({"backend": "none"}, fastxent.backends.BackendUnavailableError, "there is no backend"),
+            ({"weight": torch.ones(1)}, ValueError, r"weight must have shape \(9,\)"),
+            ({"sample_weight": -torch.ones(6)}, ValueError, "sample_weight must"),
+            ({"inplace_backward": True}, ValueError, "inplace_backward needs targets that do not require grad"),
+        ],
+    )
+    def test_checks(self, options, error, message):
+        logits, _ = problem()
+        with pytest.raises(error, match=message):
+            ours.cross_entropy(2 * logits, torch.rand(6, 9, requires_grad=True), **options)
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_as_the_others(self, dtype, reduction):
+        """Loss, lse, dtypes and gradient of the logits, with a row that is not read."""
+        real = dtype.itemsize * 8 == 64
+        budget = {"rtol": 1e-13 if real else 1e-5, "atol": 1e-14 if real else 1e-6}
+        sample_weight = torch.tensor([0.0, 1, 2, 3, 4, 5], dtype=torch.float64)
+        for options in options_of():
+            if "denominator" in options and reduction != "mean":
+                continue
+            options = options | {"sample_weight": sample_weight, "reduction": reduction, "ignore_index": -1}
+            if "weight" in options:
+                options["weight"] = options["weight"].double()
+            logits = problem(dtype=dtype)[0].detach()
+            logits[0] = torch.nan
+            logits.requires_grad_()
+            targets = torch.rand(6, 9, dtype=torch.float64)
+            found = []
+            for given in (targets, targets.clone().requires_grad_()):
+                loss, lse = ours.cross_entropy(logits, given, return_lse=True, **options)
+                (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+                found.append((loss.detach(), lse, gradient))
+            for got, want in zip(found[1], found[0], strict=True):
+                torch.testing.assert_close(got, want, equal_nan=True, **budget)
+            (dtargets,) = torch.autograd.grad(loss.sum(), given)
+            assert not dtargets[0].any()
+            assert dtargets.isfinite().all()
+
+    def test_smoothing_of_one_leaves_them_nothing(self):
+        logits, targets = torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.5, 0.5]], requires_grad=True)
+        loss = ours.cross_entropy(logits, targets, label_smoothing=1.0)
+        assert loss == torch.inf
+        assert torch.autograd.grad(loss, targets)[0].tolist() == [[0.0, 0.0]]
 
 
 class TestCompiled:
@@ -503,7 +596,7 @@ class TestErrors:
             ((logits, targets), {"weight": torch.ones(3)}, ValueError, r"weight must have shape \(9,\)"),
             ((logits, torch.rand(6, 9)), {"ignore_index": 1}, ValueError, "ignore_index must be negative"),
             ((logits, torch.rand(6, 9).requires_grad_()), {"ignore_index": 1}, ValueError, "ignore_index must be"),
-            ((logits, torch.rand(6, 8).requires_grad_()), {}, ValueError, "target must be probabilities of"),
+            ((logits, torch.rand(6, 8).requires_grad_()), {}, ValueError, "targets must have the logits' shape"),
             ((logits, targets), {"weight": torch.ones(9, requires_grad=True)}, NotImplementedError, "must not require"),
             ((logits.long(), targets), {}, TypeError, "logits must have one of the dtypes"),
         ):
@@ -511,6 +604,14 @@ class TestErrors:
                 ours.cross_entropy(*arguments, **options)
         with pytest.raises(TypeError, match="unknown option 'softcaps'; the options are z_loss"):
             ours.CrossEntropyLoss(softcaps=3.0)
+
+    def test_what_takes_no_gradient(self):
+        logits, targets = problem()
+        sparse = targets[:, None], torch.ones(6, 1, requires_grad=True)
+        with pytest.raises(NotImplementedError, match="probabilities must not require grad"):
+            ours.cross_entropy(logits, sparse)
+        with pytest.raises(TypeError, match="return_lse goes with cross_entropy, not with class_parallel"):
+            ours.class_parallel_cross_entropy(logits, targets, return_lse=True)
 
     def test_torchs_legacy_arguments(self):
         logits, targets = problem()

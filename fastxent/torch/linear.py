@@ -156,9 +156,9 @@ def _like(tensor):
 
 def _keep(ctx, inputs, output):
     operators.end_here(ctx, *output[1:])
-    ctx.memory, ctx.kept, _, *options = inputs[4:]
+    ctx.memory, with_gradients, _, *options = inputs[4:]
     ctx.options = tuple(options[operators.TENSORS :])
-    ctx.save_for_backward(*inputs[:4], *options[: operators.TENSORS], *(output[2:] if ctx.kept else ()))
+    ctx.save_for_backward(*inputs[:4], *options[: operators.TENSORS], *(output[2:] if with_gradients else ()))
 
 
 def _backward(ctx, grad_output, *_):
@@ -170,11 +170,13 @@ def _backward(ctx, grad_output, *_):
             "linear_cross_entropy has no second derivative: take cross_entropy of torch.nn.functional.linear"
         )
     inputs, tensors = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-    if not ctx.kept:
+    tensors, kept = tensors[: operators.TENSORS], tensors[operators.TENSORS :]
+    if not kept or ctx.given_away:
         found = _gradients(*inputs, ctx.memory, grad_output, *tensors, *ctx.options)
+    elif operators.is_one(grad_output):
+        found = operators.give_away(ctx, *kept)
     else:
-        one = operators.is_one(grad_output)
-        found = [gradient if one else gradient * grad_output for gradient in tensors[operators.TENSORS :]]
+        found = [gradient * grad_output for gradient in kept]
     return *found[:2], None if inputs[2] is None else found[2], *[None] * others
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch.nn import _reduction
 
+from fastxent import checks
 from fastxent.torch import operators
-from fastxent.torch.arrays import loss_dtype
+from fastxent.torch.arrays import as_array, loss_dtype, plain
 
 
 def cross_entropy(
@@ -42,7 +43,7 @@ def cross_entropy(
         Logits, on the CPU; read where they lie, whatever their strides.
     target : Tensor of integers, shape (), (N,) or (N, d1, ...); of floats, of the input's shape; or a tuple
         Class indices, probabilities, or those of k classes a row, ``(ids, probabilities)``, both (..., k).
-        Probabilities may require grad.
+        Probabilities of all classes may require grad; those of a tuple may not.
     weight, size_average, ignore_index, reduce, reduction, label_smoothing
         As for `torch.nn.functional.cross_entropy`. ``ignore_index`` None switches it off.
     z_loss, softcap, temperature, sample_weight, denominator, backend
@@ -53,8 +54,9 @@ def cross_entropy(
         Whether to return each row's logsumexp too. It carries no gradient.
     inplace_backward : bool
         Write the gradient over the logits in the backward pass, so that no second array of their size is needed. What
-        else saved them for its backward pass raises torch's error about inplace operations. A graph that is compiled
-        plans its own memory, and a second derivative needs the logits: both leave them as they are.
+        else saved them for its backward pass raises torch's error about inplace operations. A parameter or a view of
+        one, logits that share memory among themselves and targets that require grad are refused. A graph that is
+        compiled plans its own memory, and a second derivative needs the logits: both leave them as they are.
 
     Returns
     -------
@@ -66,7 +68,7 @@ def cross_entropy(
     IndexError, TypeError, ValueError, fastxent.backends.BackendUnavailableError
         As `fastxent.cross_entropy`, always before anything is written.
     NotImplementedError
-        If a tensor is not on the CPU, or ``weight`` or ``sample_weight`` requires grad.
+        If a tensor is not on the CPU, or ``weight``, ``sample_weight`` or the probabilities of a tuple require grad.
 
     Examples
     --------
@@ -83,8 +85,9 @@ def cross_entropy(
         axis = 0 if input.dim() == 1 else 1
     targets, probabilities = target if isinstance(target, tuple) else (target, None)
     operators.refuse_gradients(weight=weight, sample_weight=sample_weight, probabilities=probabilities)
-    if inplace_backward and input.is_leaf and input.requires_grad and torch.is_grad_enabled():
-        raise ValueError("inplace_backward needs logits that were computed: a leaf would be its own gradient")
+    learned = torch.is_grad_enabled() and targets.requires_grad
+    if inplace_backward:
+        _check_written_over(input, learned)
     options = {
         "probabilities": probabilities,
         "weight": weight,
@@ -99,7 +102,7 @@ def cross_entropy(
         "axis": axis,
         "backend": backend,
     }
-    if torch.is_grad_enabled() and targets.requires_grad:
+    if learned:
         found = _of_learned_probabilities(input, targets, options)
     else:
         with_gradient = not inplace_backward and _needs_gradient(input, reduction)
@@ -115,30 +118,41 @@ def _needs_gradient(logits, reduction):
     return differentiable and reduction != "none" and logits.dtype in (torch.float32, torch.float64, torch.bfloat16)
 
 
+def _check_written_over(logits, learned):
+    """The gradient may take the logits' memory, or a ValueError says why not."""
+    if learned:
+        raise ValueError("inplace_backward needs targets that do not require grad: theirs needs the logits too")
+    if torch.compiler.is_compiling() or not plain(logits) or not (torch.is_grad_enabled() and logits.requires_grad):
+        return
+    if any(tensor is not None and tensor.is_leaf and tensor.requires_grad for tensor in (logits, logits._base)):
+        raise ValueError(
+            "inplace_backward needs logits that were computed: a leaf, or a view of one, would be its own gradient"
+        )
+    checks.read_out(as_array(logits), as_array(logits), "logits of inplace_backward")
+
+
 def _of_learned_probabilities(logits, target, options):
     """Loss and lse of probabilities that take a gradient themselves, made of what torch differentiates."""
-    axis, sample_weight, ignore_index = options["axis"], options["sample_weight"], options["ignore_index"]
-    if target.shape != logits.shape or not target.is_floating_point():
-        raise ValueError(f"target must be probabilities of the input's shape {tuple(logits.shape)} if it requires grad")
-    if ignore_index is not None and ignore_index >= 0:
-        raise ValueError(f"ignore_index must be negative or None where targets are probabilities; got {ignore_index}")
-    z, softcap, classes = logits.to(loss_dtype(logits.dtype)), options["softcap"], logits.shape[axis]
-    z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / options["temperature"]
-    log_p, lse = log_softmax(z, axis), torch.logsumexp(z, axis)
-    smoothing = options["label_smoothing"]
-    share = (1.0 - smoothing) * target.to(z.dtype) + smoothing / classes
+    divisor = operators.divisor(logits.detach(), target.detach(), *options.values())
+    axis, sample_weight, softcap = options["axis"], options["sample_weight"], options["softcap"]
+    z, classes, smoothing = logits.to(loss_dtype(logits.dtype)), logits.shape[axis], options["label_smoothing"]
+    weight = 1.0 if options["weight"] is None else options["weight"].to(z.dtype)
     if options["weight"] is not None:
-        share = share * options["weight"].reshape(-1, *[1] * (-1 - (axis if axis < 0 else axis - logits.dim())))
-    nothing = (share == 0.0) & torch.isneginf(log_p)
-    losses = -(share * log_p.masked_fill(nothing, 0.0)).sum(axis) + options["z_loss"] * lse**2
+        weight = weight.reshape(-1, *[1] * (-1 - (axis if axis < 0 else axis - logits.dim())))
+    unread = torch.zeros((), dtype=torch.bool) if sample_weight is None else sample_weight == 0.0
+    z = z.masked_fill(unread.unsqueeze(axis) if unread.dim() else unread, 0.0)
+    z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / options["temperature"]
+    log_p, lse = log_softmax(z, axis, backend=options["backend"]), torch.logsumexp(z, axis)
+    losses = 0.0
+    for share in ((1.0 - smoothing) * weight * target.to(z.dtype), smoothing / classes * weight):
+        nothing = torch.isneginf(log_p) & (share == 0.0)
+        losses = losses - (share * log_p.masked_fill(nothing, 0.0)).sum(axis)
+    if options["z_loss"]:
+        losses = losses + options["z_loss"] * lse**2
     if sample_weight is not None:
-        losses = losses * sample_weight
-    if options["reduction"] == "none":
-        return losses, lse.detach()
-    if options["reduction"] == "sum":
-        return losses.sum(), lse.detach()
-    divisor = losses.numel() if sample_weight is None else sample_weight.sum()
-    return losses.sum() / (divisor if options["denominator"] is None else options["denominator"]), lse.detach()
+        losses = losses * sample_weight.to(z.dtype)
+    losses = losses if options["reduction"] == "none" else losses.sum()
+    return losses / divisor.to(z.dtype), lse.detach().masked_fill(unread, torch.nan)
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):

@@ -5,9 +5,11 @@ the gradient for an upstream one, differentiable once more through `cross_entrop
 list, in the order of `OPTIONS`.
 """
 
+import numpy as np
 import torch
 
 import fastxent
+from fastxent import arguments, terms
 from fastxent.torch.arrays import as_array, as_tensor, gradient_like, loss_dtype, new_gradient, plain
 
 # by name, as torch's schemas spell their types
@@ -28,10 +30,10 @@ OPTIONS = {
 TENSORS = 3  # the first of them
 
 
-def operator(name, arguments, results, mutates=()):
+def operator(name, inputs, results, mutates=()):
     """A decorator that makes an operator of torch's: its schema ends with the `OPTIONS`."""
     options = ", ".join(f"{kind} {option}" for option, kind in OPTIONS.items())
-    schema = f"({arguments}, {options}) -> {results}"
+    schema = f"({inputs}, {options}) -> {results}"
     return torch.library.custom_op(f"fastxent::{name}", mutates_args=mutates, schema=schema)
 
 
@@ -52,6 +54,20 @@ def read_problem(targets, options):
     probabilities, *tensors = map(as_array, options[:TENSORS])
     targets = as_array(targets) if probabilities is None else (as_array(targets), probabilities)
     return targets, dict(zip(list(OPTIONS)[1:], (*tensors, *options[TENSORS:]), strict=True))
+
+
+@operator("divisor", "Tensor logits, Tensor targets", "Tensor")
+def divisor(logits, targets, *options):
+    """What the reduced loss is divided by, float64, once all arguments are checked."""
+    wanted, read = read_problem(targets, options)
+    del read["backend"]
+    problem = arguments.normalise(as_array(logits), wanted, read)
+    return as_tensor(np.asarray(terms.divisor(problem, terms.row_weight(problem)), np.float64))
+
+
+@divisor.register_fake
+def _(logits, *_):
+    return logits.new_empty((), dtype=torch.float64)
 
 
 @operator(
@@ -86,6 +102,13 @@ def end_here(ctx, *outputs):
     """No gradient comes back through these; torch would else make zeros of their size, which takes longer than ours."""
     ctx.mark_non_differentiable(*outputs)
     ctx.set_materialize_grads(False)
+    ctx.given_away = False
+
+
+def give_away(ctx, *gradients):
+    """Gradients that were computed with the loss, once: from then on they are the caller's, who may write to them."""
+    ctx.given_away = True
+    return [gradient.data for gradient in gradients]  # a write is not one to what was saved, which no one reads again
 
 
 def is_one(grad_output):
@@ -106,8 +129,8 @@ def _backward(ctx, grad_output, *_):
     problem = logits, grad_output, targets, *tensors, *ctx.options
     if grad_output is None:
         gradient = None
-    elif dlogits is not None and is_one(grad_output):
-        gradient = dlogits
+    elif dlogits is not None and not ctx.given_away and is_one(grad_output):
+        (gradient,) = give_away(ctx, dlogits)
     elif ctx.inplace_backward and not torch.is_grad_enabled() and plain(logits) and plain(grad_output):
         cross_entropy_gradient_(*problem)
         gradient = logits.detach()
@@ -306,8 +329,8 @@ def _backward_of_binary(ctx, grad_output, _):
         y = (1.0 - smoothing) * y + smoothing / 2
         dlogits = each * ((1.0 - y) * torch.sigmoid(x) - positive * y * torch.sigmoid(-x))
         dlogits = dlogits.to(logits.dtype)
-    elif ctx.needs_input_grad[0] and saved is not None and is_one(grad_output):
-        dlogits = saved
+    elif ctx.needs_input_grad[0] and saved is not None and not ctx.given_away and is_one(grad_output):
+        (dlogits,) = give_away(ctx, saved)
     elif ctx.needs_input_grad[0]:
         dlogits = binary_gradient(logits, grad_output, targets, weight, pos_weight, *ctx.options)
     return dlogits, dtargets, *[None] * 6

@@ -47,10 +47,12 @@ def class_parallel_cross_entropy(
     Raises
     ------
     IndexError, TypeError, ValueError
-        As `fastxent.shards.accumulate`.
+        As `fastxent.shards.accumulate`; a TypeError for ``return_lse``, which is not among the options.
     NotImplementedError
         If a tensor is not on the CPU, ``weight`` or ``sample_weight`` requires grad, or for a second derivative.
     """
+    if "return_lse" in options:
+        raise TypeError("return_lse goes with cross_entropy, not with class_parallel_cross_entropy")
     refuse_gradients(weight=weight, sample_weight=options.get("sample_weight"))
     options = {name: as_array(value) if torch.is_tensor(value) else value for name, value in options.items()}
     options["weight"] = as_array(weight)
