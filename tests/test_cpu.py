@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numba
@@ -291,6 +292,18 @@ def test_next_tokens_are_scored_where_they_lie(monkeypatch):
     wanted = fastxent.cross_entropy_with_grad(logits[:, :-1].copy(), targets)
     np.testing.assert_array_equal(found[0], wanted[0])
     np.testing.assert_array_equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_whole_copy_of_a_gradient_that_is_not_written_where_it_lies(dtype):
+    out = np.empty((1000, 16_384), dtype).T
+    logits = np.random.default_rng(0).standard_normal((16_384, 1000), np.float32)
+    fastxent.log_softmax(logits, out=out)
+    tracemalloc.start()
+    fastxent.log_softmax(logits, out=out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < logits.nbytes / 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", *SMALL_DTYPES])
