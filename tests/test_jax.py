@@ -13,6 +13,7 @@ from jax.test_util import check_grads  # noqa: E402
 
 import fastxent  # noqa: E402
 import fastxent.jax as ours  # noqa: E402
+from fastxent.jax import calls  # noqa: E402
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = (
@@ -142,6 +143,60 @@ def test_errors_carry_their_message():
     with pytest.raises(jax.errors.JaxRuntimeError, match="reduction must be one of"):
         jax.block_until_ready(ours.cross_entropy(logits, targets, reduction="avg"))
     assert jnp.isfinite(ours.cross_entropy(logits, targets))
+
+
+def test_an_axis_out_of_range_is_one_clear_error():
+    logits, targets = problem()
+    for call in (
+        lambda: ours.cross_entropy(logits, targets, axis=2),
+        lambda: ours.log_softmax(logits, -3),
+        lambda: ours.logsumexp(logits, 2),
+    ):
+        with pytest.raises(ValueError, match=r"axis must lie in \[-2, 1\] for logits of shape \(6, 9\)"):
+            call()
+
+
+def test_options_may_be_numpys_numbers():
+    logits, targets = problem()
+    options = {"temperature": 0.5, "label_smoothing": 0.25, "ignore_index": 3, "axis": -1}
+    given = {
+        name: np.float32(value) if isinstance(value, float) else np.int64(value) for name, value in options.items()
+    }
+    got, want = (jax.value_and_grad(ours.cross_entropy)(logits, targets, **one) for one in (given, options))
+    assert got[0] == want[0]
+    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_array_equal(ours.log_softmax(logits, np.int64(0)), ours.log_softmax(logits, 0))
+    with pytest.raises(TypeError, match="options must be numbers or names, not builtin_function_or_method"):
+        ours.log_softmax(logits, -1, {}.copy)  # hashable, and nothing JSON knows
+
+
+def test_what_counts_nothing_has_no_gradient():
+    """A share of 0 times an infinite gap, and a row that is not read, are 0."""
+    logits = jnp.array([[0.0, -jnp.inf, 1.0], [jnp.nan, 0.0, 0.0], [0.0, 1.0, 2.0]])
+    targets, rows = jnp.full((3, 3), 1 / 3), jnp.array([1.0, 0.0, 2.0])
+
+    def gradient(**options):
+        return jax.grad(lambda q: ours.cross_entropy(logits, q, sample_weight=rows, **options))(targets)
+
+    assert not gradient(label_smoothing=1.0).any()
+    found = gradient(weight=jnp.array([1.0, 0.0, 1.0]))
+    want = -jax.nn.log_softmax(logits) * rows[:, None] / 3
+    np.testing.assert_array_equal(found[1], np.zeros(3))
+    np.testing.assert_array_equal(found[:, 1], np.zeros(3))
+    np.testing.assert_allclose(found[::2, ::2], want[::2, ::2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_only_the_gradients_asked_for_are_computed(compiled, monkeypatch):
+    logits, _ = problem()
+    targets, run = jax.nn.softmax(problem()[0][::-1]), []
+    original = calls.call
+    monkeypatch.setattr(calls, "call", lambda name, *rest: run.append(name) or original(name, *rest))
+    for argnums, wanted in ((0, {"loss", "gradient"}), (1, {"loss", "log_probs"}), ((0, 1), None)):
+        run.clear()
+        function = jax.grad(lambda x, q: ours.cross_entropy(x, q), argnums)
+        jax.block_until_ready((jax.jit(function) if compiled else function)(logits, targets))
+        assert set(run) == (wanted or {"loss", "gradient", "log_probs"})
 
 
 def test_training_step_in_one_program():

@@ -414,7 +414,7 @@ class TestBackward:
             ours.cross_entropy(view(parameter), targets, inplace_backward=True)
 
     def test_in_place_is_refused_where_logits_share_memory(self):
-        leaf, targets = problem(1, 9)
+        leaf, _ = problem(1, 9)
         for logits in ((2 * leaf).expand(6, 9), (2 * leaf)[0].unfold(0, 4, 1)):
             with pytest.raises(ValueError, match="logits of inplace_backward must not"):
                 ours.cross_entropy(logits, torch.zeros(6, dtype=torch.int64), inplace_backward=True)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import fastxent
+from fastxent import checks
 from fastxent.jax import calls
 
 __all__ = ["cross_entropy", "log_softmax", "logsumexp"]
@@ -44,7 +45,7 @@ def cross_entropy(
     weight, sample_weight : array, optional
         Of classes and of rows. Asked for their gradient, NaN: there is none here.
     ignore_index, label_smoothing, z_loss, softcap, temperature, reduction, denominator, axis, backend
-        As for `fastxent.cross_entropy`; Python numbers, fixed when a function is traced.
+        As for `fastxent.cross_entropy`; numbers of Python or NumPy, fixed when a function is traced.
 
     Returns
     -------
@@ -52,6 +53,8 @@ def cross_entropy(
 
     Raises
     ------
+    TypeError, ValueError
+        If the logits' dtype or shape or the axis is wrong, or an option is not a number or a name.
     jax.errors.JaxRuntimeError
         With the message of `fastxent.cross_entropy`, for bad targets or arguments: they are seen when the program runs.
 
@@ -63,6 +66,7 @@ def cross_entropy(
     (Array(2.0611537e-09, dtype=float32), Array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32))
     """
     logits, targets = jnp.asarray(logits), jnp.asarray(targets)
+    checks.check_logits(logits.shape, logits.dtype, axis)
     options = _Options(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -120,18 +124,25 @@ def loss(inputs, outputs, options):
     outputs[0][...] = fastxent.cross_entropy(*arrays, **read)
 
 
-def _loss_forward(options, logits, targets, weights):
-    return _loss(options, logits, targets, weights), (logits, targets, weights)
+def _loss_forward(options, *inputs):
+    values, asked = ([getattr(leaf, name) for leaf in jax.tree.leaves(inputs)] for name in ("value", "perturbed"))
+    logits, targets, weights = jax.tree.unflatten(jax.tree.structure(inputs), values)
+    # whose gradient is asked for is known when a function is traced, so it travels in the structure of what is kept
+    kept = (logits, targets, weights, *(() if one else None for one in asked[:2]))
+    return _loss(options, logits, targets, weights), kept
 
 
 def _loss_backward(options, kept, g):
-    logits, targets, weights = kept
-    dlogits = _gradient(options, logits, targets, weights, g).astype(logits.dtype)
-    dtargets = _gradient_of_targets(options, logits, targets, weights, g) if _dense(targets) else None
+    logits, targets, weights, of_logits, of_targets = kept
+    dlogits = dtargets = None
+    if of_logits is not None:
+        dlogits = _gradient(options, logits, targets, weights, g).astype(logits.dtype)
+    if of_targets is not None and _dense(targets):
+        dtargets = _gradient_of_targets(options, logits, targets, weights, g)
     return dlogits, dtargets, _unknown(weights)
 
 
-_loss.defvjp(_loss_forward, _loss_backward)
+_loss.defvjp(_loss_forward, _loss_backward, symbolic_zeros=True)
 
 
 def _dense(targets):
@@ -144,20 +155,19 @@ def _unknown(tree):
 
 
 def _gradient_of_targets(options, logits, targets, weights, g):
-    """(1 - e) w_k (lse - z_k) of each row, times its upstream gradient."""
-    axis, softcap = options["axis"], options["softcap"]
+    """(1 - e) w_k (lse - z_k) of each row, times its upstream gradient; 0 for what counts nothing, whatever it holds."""
+    axis, softcap, smoothing = options["axis"], options["softcap"], options["label_smoothing"]
+    weight, sample_weight = weights["weight"], weights["sample_weight"]
     z = logits.astype(_real(logits.dtype))
     z = (z if softcap is None else softcap * jnp.tanh(z / softcap)) / options["temperature"]
-    each = g if options["reduction"] == "none" else jnp.full(z.sum(axis).shape, g)
-    if weights["sample_weight"] is not None:
-        each = each * weights["sample_weight"]
+    each = jnp.ones(z.sum(axis).shape) if sample_weight is None else jnp.asarray(sample_weight)
+    upstream = g * each
     if options["reduction"] == "mean":
-        rows = each.size if weights["sample_weight"] is None else jnp.sum(weights["sample_weight"])
-        each = each / (rows if options["denominator"] is None else options["denominator"])
-    gaps = (options["label_smoothing"] - 1.0) * log_softmax(z, axis=axis)
-    if weights["weight"] is not None:
-        gaps = gaps * jnp.expand_dims(jnp.asarray(weights["weight"]), tuple(range(1, -axis)))
-    return (gaps * jnp.expand_dims(each, axis)).astype(targets.dtype)
+        upstream = upstream / (each.sum() if options["denominator"] is None else options["denominator"])
+    weight = 1.0 if weight is None else jnp.expand_dims(jnp.asarray(weight), tuple(range(1, -axis)))
+    share = (1.0 - smoothing) * weight * jnp.expand_dims(upstream, axis)
+    counts = (smoothing < 1.0) & (weight > 0.0) & jnp.expand_dims(each > 0.0, axis)
+    return jnp.where(counts, -share * log_softmax(z, axis, options["backend"]), 0.0).astype(targets.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -215,6 +225,7 @@ def log_softmax(logits: Any, axis: int = -1, backend: str | None = None) -> jax.
     Array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
     logits = jnp.asarray(logits)
+    checks.check_logits(logits.shape, logits.dtype, axis)
     options = {"axis": axis if axis < 0 else axis - logits.ndim, "backend": backend}
     return calls.call("log_probs", _gradient_of(logits), (logits,), options)
 
@@ -260,6 +271,7 @@ def logsumexp(logits: Any, axis: int = -1, backend: str | None = None) -> jax.Ar
     Array([1.3862944, 1.3862944], dtype=float32)
     """
     logits = jnp.asarray(logits)
+    checks.check_logits(logits.shape, logits.dtype, axis)
     shape = list(logits.shape)
     del shape[axis]
     options = {"axis": axis if axis < 0 else axis - logits.ndim, "backend": backend}

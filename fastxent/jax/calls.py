@@ -138,4 +138,11 @@ def verb(function):
 def call(name, results, inputs, options):
     """Run a verb in XLA's program: shapes and dtypes of the results, arrays, and what JSON can say of the options."""
     run = jax.ffi.ffi_call(_TARGET, results, vmap_method="sequential")
-    return run(*inputs, verb=name, options=json.dumps(options))
+    return run(*inputs, verb=name, options=json.dumps(options, default=_plain))
+
+
+def _plain(value):
+    """A NumPy scalar as Python's, which JSON knows."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"options must be numbers or names, not {type(value).__name__}")

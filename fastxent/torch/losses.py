@@ -136,14 +136,13 @@ def _of_learned_probabilities(logits, target, options):
     divisor = operators.divisor(logits.detach(), target.detach(), *options.values())
     axis, sample_weight, softcap = options["axis"], options["sample_weight"], options["softcap"]
     z, classes, smoothing = logits.to(loss_dtype(logits.dtype)), logits.shape[axis], options["label_smoothing"]
-    weight = 1.0 if options["weight"] is None else options["weight"].to(z.dtype)
-    if options["weight"] is not None:
-        weight = weight.reshape(-1, *[1] * (-1 - (axis if axis < 0 else axis - logits.dim())))
-    unread = torch.zeros((), dtype=torch.bool) if sample_weight is None else sample_weight == 0.0
+    weight = z.new_ones(1) if options["weight"] is None else options["weight"].to(z.dtype)
+    weight = weight.reshape(-1, *[1] * (-1 - (axis if axis < 0 else axis - logits.dim())))
+    unread = z.new_zeros((), dtype=torch.bool) if sample_weight is None else sample_weight == 0.0
     z = z.masked_fill(unread.unsqueeze(axis) if unread.dim() else unread, 0.0)
     z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / options["temperature"]
     log_p, lse = log_softmax(z, axis, backend=options["backend"]), torch.logsumexp(z, axis)
-    losses = 0.0
+    losses = z.new_zeros(())
     for share in ((1.0 - smoothing) * weight * target.to(z.dtype), smoothing / classes * weight):
         nothing = torch.isneginf(log_p) & (share == 0.0)
         losses = losses - (share * log_p.masked_fill(nothing, 0.0)).sum(axis)
