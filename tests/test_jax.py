@@ -1,5 +1,6 @@
 """The bridge to JAX: the numbers of the functions on arrays, under every transformation, and JAX's own checks."""
 
+import inspect
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from jax.test_util import check_grads  # noqa: E402
 import fastxent  # noqa: E402
 import fastxent.jax as ours  # noqa: E402
 from fastxent.jax import calls  # noqa: E402
+from tests import reference  # noqa: E402
 
 DTYPES = ("float32", "bfloat16", "float16")
 OPTIONS = (
@@ -197,6 +199,16 @@ def test_only_the_gradients_asked_for_are_computed(compiled, monkeypatch):
         function = jax.grad(lambda x, q: ours.cross_entropy(x, q), argnums)
         jax.block_until_ready((jax.jit(function) if compiled else function)(logits, targets))
         assert set(run) == (wanted or {"loss", "gradient", "log_probs"})
+
+
+def test_options_are_those_of_the_loss():
+    public, mine = (list(inspect.signature(module.cross_entropy).parameters) for module in (fastxent, ours))
+    assert set(mine) == set(public) - {"return_lse"}
+
+
+def test_the_reference_lists_every_function():
+    for line in reference.lines(ours):
+        assert line in reference.PAGE
 
 
 def test_training_step_in_one_program():

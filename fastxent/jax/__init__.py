@@ -155,7 +155,7 @@ def _unknown(tree):
 
 
 def _gradient_of_targets(options, logits, targets, weights, g):
-    """(1 - e) w_k (lse - z_k) of each row, times its upstream gradient; 0 for what counts nothing, whatever it holds."""
+    """(1 - e) w_k (lse - z_k) of each row, times its upstream gradient; 0 for what counts nothing."""
     axis, softcap, smoothing = options["axis"], options["softcap"], options["label_smoothing"]
     weight, sample_weight = weights["weight"], weights["sample_weight"]
     z = logits.astype(_real(logits.dtype))
