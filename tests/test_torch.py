@@ -342,7 +342,7 @@ class TestOperators:
 
         logits, targets = problem()
         arguments = logits, targets, True, False, True, *self.OPTIONS
-        for got, want in zip(operators.loss_of(*arguments), operators.cross_entropy(*arguments), strict=True):
+        for got, want in zip(operators.loss_of(*arguments), operators.cross_entropy(*arguments)[:2], strict=True):
             assert torch.equal(got, want)
             assert got.requires_grad == want.requires_grad
         mode = FakeTensorMode()
@@ -414,6 +414,7 @@ class TestBackward:
     @pytest.mark.parametrize("name", ["cross_entropy", "binary", "linear"])
     def test_every_gradient_has_memory_of_its_own(self, name):
         """Whoever writes to the first one spoils neither the second nor the next backward pass."""
+        torch.manual_seed(0)
         logits, targets = problem()
         weight = torch.rand(9, 9, dtype=torch.float64)
         losses = {
@@ -429,7 +430,7 @@ class TestBackward:
         assert second.data_ptr() != first.data_ptr()
         second.mul_(2)
         (third,) = torch.autograd.grad(3 * loss, logits)
-        np.testing.assert_allclose(third.numpy(), 3 * want.numpy(), rtol=1e-14)
+        np.testing.assert_allclose(third.numpy(), 3 * want.numpy(), rtol=0, atol=32 * np.finfo(np.float64).eps)
         np.testing.assert_array_equal(second.numpy(), first.numpy())
 
     def test_in_place_leaves_the_logits_to_a_second_derivative(self):
@@ -468,8 +469,7 @@ class TestLearnedProbabilities:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_as_the_others(self, dtype, reduction):
         """Loss, lse, dtypes and gradient of the logits, with a row that is not read."""
-        real = dtype.itemsize * 8 == 64
-        budget = {"rtol": 1e-13 if real else 1e-5, "atol": 1e-14 if real else 1e-6}
+        torch.manual_seed(0)
         sample_weight = torch.tensor([0.0, 1, 2, 3, 4, 5], dtype=torch.float64)
         for options in options_of():
             if "denominator" in options and reduction != "mean":
@@ -487,7 +487,8 @@ class TestLearnedProbabilities:
                 (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
                 found.append((loss.detach(), lse, gradient))
             for got, want in zip(found[1], found[0], strict=True):
-                torch.testing.assert_close(got, want, equal_nan=True, **budget)
+                budget = 64 * torch.finfo(dtype).eps * want.nan_to_num().abs().max().item()
+                torch.testing.assert_close(got, want, equal_nan=True, rtol=0, atol=budget)
             (dtargets,) = torch.autograd.grad(loss.sum(), given)
             assert not dtargets[0].any()
             assert dtargets.isfinite().all()

@@ -10,6 +10,7 @@ _BITS = {
     torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
     torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
 }
+_OF_BITS = {np.dtype(dtype): (f"u{bits.itemsize}", kind) for kind, (bits, dtype) in _BITS.items()}
 
 _LARGE = 1 << 22  # bytes from which NumPy asks for huge pages
 
@@ -24,12 +25,13 @@ def as_array(tensor):
     """
     if tensor is None:
         return None
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise NotImplementedError(
             f"tensors must be on the CPU, not on {tensor.device}: fastxent's public functions take no arrays of a "
             "device yet; move them with .cpu()"
         )
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype not in _BITS:
         return tensor.numpy()
     bits, dtype = _BITS[tensor.dtype]
@@ -39,10 +41,10 @@ def as_array(tensor):
 def as_tensor(values):
     """A NumPy array, or a scalar, as a tensor over its memory."""
     array = np.asarray(values)
-    for kind, (_, dtype) in _BITS.items():
-        if array.dtype == dtype:
-            return torch.from_numpy(array.view(f"u{array.itemsize}")).view(kind)
-    return torch.from_numpy(array)
+    if array.dtype not in _OF_BITS:
+        return torch.from_numpy(array)
+    bits, kind = _OF_BITS[array.dtype]
+    return torch.from_numpy(array.view(bits)).view(kind)
 
 
 def loss_dtype(dtype):

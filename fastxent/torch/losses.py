@@ -106,7 +106,7 @@ def cross_entropy(
         found = _of_learned_probabilities(input, targets, options)
     else:
         with_gradient = not inplace_backward and _needs_gradient(input, reduction)
-        found = operators.loss_of(input, targets, with_gradient, inplace_backward, return_lse, *options.values())[:2]
+        found = operators.loss_of(input, targets, with_gradient, inplace_backward, return_lse, *options.values())
     return found if return_lse else found[0]
 
 
