@@ -306,7 +306,7 @@ def test_no_whole_copy_of_a_gradient_that_is_not_written_where_it_lies(dtype):
     assert peak < logits.nbytes / 3
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", *SMALL_DTYPES])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(3, 11, 300), (2, 2, 70_000)])
 def test_padded_vocabularies_are_read_and_written_where_they_lie(monkeypatch, dtype, shape):
     """logits[..., a:b]: no copy, what is beside the classes neither read nor written, the same bits."""
