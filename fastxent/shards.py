@@ -381,7 +381,7 @@ def statistics_of(state, of_rows):
                 f"with label_smoothing the classes of a state must weigh {mass} together, as all do; "
                 f"got {weighed[counted][~np.isclose(weighed[counted], mass, rtol=1e-9, atol=0.0)][0]}"
             )
-        gap = state.gap(share)
+        gap = np.where(counted, state.gap(share), 0.0)
     lse = np.where(counted, state.lse(), np.nan) if "lse" in of_rows.wanted else np.empty(0)
     return Statistics(np.where(counted, state.nll(), 0.0), np.empty(0), np.empty(0), lse, gap)
 
