@@ -66,8 +66,8 @@ def cross_entropy_with_grad(
 ) -> Any:
     """`fastxent.cross_entropy_with_grad` of a Dask array: the loss, and its gradient in the logits' chunks.
 
-    Blocks of logits are used twice, with the merge of all class chunks between: where they are not kept in memory
-    they are read twice. ``grad_output`` may be a Dask array; the rest is as for `cross_entropy`.
+    Blocks of logits are loaded once and used twice, with the merge of all class chunks between: so long a worker keeps
+    them, or spills them to its disk. ``grad_output`` may be a Dask array; the rest is as for `cross_entropy`.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def logsumexp(logits, *, axis=-1, keepdims=False, scale=1.0, split_every=None, b
 
 
 def log_softmax(logits, *, axis=-1, scale=1.0, split_every=None, backend=None) -> Any:
-    """`fastxent.log_softmax` of a Dask array over one axis, in its chunks; blocks are used twice.
+    """`fastxent.log_softmax` of a Dask array over one axis, in its chunks; blocks are loaded once and used twice.
 
     Examples
     --------
@@ -125,8 +125,8 @@ def score(
 ) -> Any:  # fmt: skip
     """`fastxent.score` of a Dask array: an array of records, which `fastxent.Scores.from_records` takes once computed.
 
-    Where a row's classes lie in several chunks, blocks are used up to twice and the targets' logits are looked up
-    first; where they lie in one, the records are `fastxent.score`'s to the bit.
+    Where a row's classes lie in several chunks, blocks are loaded once and used twice, for the targets' logits first;
+    where they lie in one, the records are `fastxent.score`'s to the bit.
 
     Examples
     --------

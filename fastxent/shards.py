@@ -72,7 +72,8 @@ def accumulate(
     -------
     LseState
         Blocks cut at multiples of `fastxent.state.STRIP` classes and accumulated in order give the bits of the whole
-        row; cut anywhere and merged in any order they agree within the accuracy promised for it.
+        row, if it has more than 128 classes; cut anywhere and merged in any order they agree within the accuracy
+        promised for it.
 
     Raises
     ------
@@ -229,7 +230,8 @@ def accumulate_scores(
     Parameters
     ----------
     block, targets, vocab_start, classes, backend
-        As for `accumulate`. The block is read three times at most.
+        As for `accumulate`. The block is read twice, again where a target lies in another block (or a row holds NaN or
+        infinities), and once more where it has up to 128 classes.
     own : array_like of float, shape (...)
         The targets' logits, wherever they lie: `target_logits` of all blocks, merged. Ranks are counted against them.
     top_k, ignore_index, temperature, softcap

@@ -220,6 +220,17 @@ def test_what_is_declared_is_computed(tmp_path, dtype, chunks):
             assert (computed.dtype, computed.shape) == (array.dtype, array.shape), name
 
 
+@pytest.mark.parametrize("chunks", [(2, 100), (2, 300)], ids=str)
+@pytest.mark.parametrize("function", [fd.cross_entropy_with_grad, fd.score, lambda logits, _: fd.log_softmax(logits)])
+def test_a_block_is_loaded_once(tmp_path, monkeypatch, chunks, function):
+    logits, targets = problem()
+    np.save(tmp_path / "logits.npy", logits)
+    lazy, loaded, load = fd.from_files(tmp_path / "logits.npy", chunks), [], fd._Files.__getitem__
+    monkeypatch.setattr(fd._Files, "__getitem__", lambda files, index: loaded.append(index) or load(files, index))
+    dask.compute(function(lazy, targets), scheduler="threads")
+    assert len(loaded) == lazy.npartitions
+
+
 @pytest.mark.parametrize("chunked", [np.asarray, lambda each: da.from_array(each, chunks=3)], ids=["numpy", "dask"])
 def test_an_upstream_gradient_of_each_row(chunked):
     logits, targets = problem()
