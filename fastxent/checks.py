@@ -12,6 +12,7 @@ import numpy as np
 from fastxent.rows import AxisRows, Masked, classes_last
 
 REDUCTIONS = ("none", "sum", "mean")
+_WORK = 10_000  # some 100 us to find out whether two arrays share an element
 DTYPES = tuple(
     map(
         np.dtype,
@@ -131,12 +132,30 @@ def read_out(out, logits, name="out"):
         )
     if not out.flags.writeable:
         raise ValueError(f"{name} must be writable")
-    if 0 in [step for step, size in zip(out.strides, out.shape, strict=True) if size > 1]:
-        raise ValueError(f"{name} must not be broadcast: several of its elements are one")
+    if _overlaps_itself(out):
+        raise ValueError(f"{name} must not overlap itself; got shape {out.shape} with strides {out.strides}")
     same = (out.ctypes.data, out.strides, out.dtype) == (logits.ctypes.data, logits.strides, logits.dtype)
-    if not same and np.may_share_memory(out, logits):
+    if not same and _share_memory(out, logits):
         raise ValueError(f"{name} must be the logits themselves or not overlap them")
     return out
+
+
+def _overlaps_itself(array):
+    """Whether several elements may be one: broadcast, or windows that slide by less than their width."""
+    extent = array.itemsize
+    for stride, size in sorted((abs(step), size) for step, size in zip(array.strides, array.shape, strict=True)):
+        if array.size and size > 1:
+            if stride < extent:
+                return True
+            extent += stride * (size - 1)
+    return False
+
+
+def _share_memory(a, b):
+    try:
+        return np.shares_memory(a, b, max_work=_WORK)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
 
 
 def read_outputs(out, inputs):

@@ -9,7 +9,9 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -189,7 +191,13 @@ def score(
             page.check()
         asked = any((group_by, words, byte_counts, page_file, other))
         questions = Questions(group_by, words, byte_counts) if asked else None
-        with _cluster(scheduler, workers) as cluster, bar:
+        with _cluster(scheduler, workers) as cluster, _noted_interrupts() as interrupted, bar:
+
+            def advance(done, rows):
+                bar.update(task, completed=done, total=rows)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+
             summary = runs.score_file(
                 logits,
                 targets,
@@ -201,7 +209,7 @@ def score(
                 resume=resume,
                 replace=force,
                 cluster=cluster,
-                advance=lambda done, rows: bar.update(task, completed=done, total=rows),
+                advance=advance,
                 **how,
             )
     except runs.RunError as error:
@@ -222,6 +230,25 @@ def score(
     else:
         Console().print(tables.of_summary(summary.as_dict(), output))
         tables.print_digest(found)
+
+
+@contextlib.contextmanager
+def _noted_interrupts():
+    """An event that tells of Ctrl-C even where its exception is lost: in a finalizer Python prints it and goes on."""
+    noted, usual = threading.Event(), signal.default_int_handler
+
+    def handle(number, frame):
+        noted.set()
+        usual(number, frame)
+
+    heeded = signal.getsignal(signal.SIGINT) is usual
+    if heeded:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield noted
+    finally:
+        if heeded:
+            signal.signal(signal.SIGINT, usual)
 
 
 def _cluster(scheduler, workers):

@@ -150,8 +150,13 @@ ERRORS = {
     "out in the other byte order": (TypeError, "native byte order; not >f4", {"out": np.zeros((3, 4), ">f4")}),
     "out with several elements in one place": (
         ValueError,
-        "out must not be broadcast",
+        "out must not overlap itself",
         {"out": np.lib.stride_tricks.as_strided(np.zeros(4, np.float32), (3, 4), (0, 4))},
+    ),
+    "out whose rows slide over one another": (
+        ValueError,
+        r"out must not overlap itself; got shape \(3, 4\) with strides \(4, 4\)",
+        {"out": np.lib.stride_tricks.sliding_window_view(np.zeros(6, np.float32), 4, writeable=True)},
     ),
     "overlapping out": (ValueError, "not overlap", dict(zip(("logits", "out"), _overlapping(), strict=True))),
 }
@@ -164,6 +169,20 @@ def test_error_names_rule_and_value(kind, message, arguments):
     with pytest.raises(kind, match=message):
         fastxent.cross_entropy_with_grad(**{"logits": LOGITS, "targets": TARGETS, "out": out} | arguments)
     np.testing.assert_array_equal(out, before)
+
+
+def test_an_out_beside_the_logits_in_one_buffer():
+    room = np.zeros((3, 8), np.float32)
+    room[:, :4] = LOGITS
+    found = fastxent.cross_entropy_grad(room[:, :4], TARGETS, out=room[:, 4:])
+    np.testing.assert_array_equal(found, fastxent.cross_entropy_grad(LOGITS, TARGETS))
+    np.testing.assert_array_equal(room[:, :4], LOGITS)
+
+
+def test_an_empty_out_of_any_strides():
+    logits = np.zeros((0, 4), np.float32)
+    out = np.lib.stride_tricks.as_strided(logits, (0, 4), (0, 0))
+    assert fastxent.cross_entropy_grad(logits, np.zeros(0, int), reduction="sum", out=out) is out
 
 
 def test_read_only_out():

@@ -86,7 +86,7 @@ def statistics_and_gradient(
     result = Statistics.allocate(len(logits), wanted if spread is None else (*wanted, "gap"))
     classes = logits.shape[1]
     targets, scaling = _read_only(targets), _scaling(logits.dtype, softcap, temperature)
-    for rows, block, shares in _blocks(logits, spread):
+    for rows, block, shares in _blocks(logits, spread, out):
         with _written(out, rows, logits.dtype) as written:
             _statistics_and_gradient(
                 len(block) * classes, block, classes, targets[rows], shares, _coefficients(coefficients, rows), scaling,
@@ -114,7 +114,7 @@ def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_st
     smooth = np.broadcast_to(coefficients.smooth, len(logits))
     of_rows = [np.ascontiguousarray(column) for column in (state["base"], exponent, whole, own, smooth)]
     local, of_rows = _read_only(local), [_read_only(column) for column in of_rows]
-    for rows, block, shares in _blocks(logits, spread):
+    for rows, block, shares in _blocks(logits, spread, out):
         of_block = kernels.Whole(*(column[rows] for column in of_rows))
         with _written(out, rows, logits.dtype) as written:
             work, strips = len(block) * classes, _strips(block, classes)
@@ -153,7 +153,7 @@ def divergences(logits_p, logits_q, lse_p, lse_q):
         dtype = np.result_type(loss_dtype(logits_p.dtype), loss_dtype(logits_q.dtype))
     rows, classes = logits_p.shape
     parts = np.empty((rows, -(-classes // divergences_kernel.PIECE), 2))
-    for part in _slices(logits_p, logits_q, logits_q.dtype):
+    for part in _slices(logits_p, (logits_q, logits_q.dtype)):
         p, q = (_read_only(_gathered(logits, part, dtype)) for logits in (logits_p, logits_q))
         lse = _read_only(lse_p[part]), _read_only(lse_q[part])
         _divergences(2 * len(p) * classes, p, q, classes, *lse, _scaling(dtype, None, 1.0), parts[part])
@@ -176,7 +176,7 @@ def log_softmax(logits, out, *, temperature=1.0):
     """See `fastxent.backends.reference.log_softmax`."""
     scaling = _scaling(logits.dtype, None, temperature)
     classes = logits.shape[1]
-    for rows, block, shares in _blocks(logits, None):
+    for rows, block, shares in _blocks(logits, None, out):
         with _written(out, rows, logits.dtype) as written:
             work, strips = len(block) * classes, _strips(block, classes)
             _log_softmax(work, block, classes, shares, scaling, strips, written)
@@ -198,23 +198,27 @@ def binary(logits, targets, weight, pos_weight, label_smoothing, upstream, losse
     _binary(_BINARY * len(logits), logits, targets, weight, pos_weight, keep, even, upstream, losses, gradient)
 
 
-def _blocks(logits, spread):
+def _blocks(logits, spread, out=None):
     """``rows, block, shares``: slices of rows, their logits as a kernel reads them (`_lying`), and their shares."""
     real, probabilities = loss_dtype(logits.dtype), None if spread is None else spread.probabilities
-    shares = _shares(spread, real)
-    for rows in _slices(logits, probabilities, real):
+    shares, beside = _shares(spread, real), []
+    if probabilities is not None:
+        beside.append((probabilities, real))
+    if out is not None:
+        beside.append((out, _writable(out, logits.dtype)))
+    for rows in _slices(logits, *beside):
         block = _gathered(logits, rows, logits.dtype.newbyteorder("="))
         if probabilities is not None:
             shares = shares._replace(probabilities=_read_only(_gathered(probabilities, rows, real)))
         yield rows, _read_only(block), shares
 
 
-def _slices(logits, probabilities, real):
-    """Slices of rows for one launch each: those that lie together in memory, else few enough to be gathered."""
+def _slices(logits, *beside):
+    """Slices of rows for one launch each: those that lie together in memory, in arrays ``beside`` them in their dtypes
+    too, else few enough to be gathered.
+    """
     count, classes = logits.shape
-    together = _together(logits, logits.dtype)
-    if probabilities is not None:
-        together = min(together, _together(probabilities, real))
+    together = min(_together(rows, dtype) for rows, dtype in ((logits, logits.dtype), *beside))
     size = _LAUNCH // classes
     if together < min(count, max(1, _GATHER // classes)):
         together, size = count, max(_GATHER // classes, min(_LINE, 4 * _GATHER // classes))
@@ -263,12 +267,17 @@ def _gathered(rows, part, dtype):
     return viewed(block)
 
 
+def _writable(out, logits_dtype):
+    """The dtype that a kernel for logits of a dtype may write to ``out`` as it lies, if it is that."""
+    own = loss_dtype(logits_dtype)
+    return own if out.dtype == own or out.dtype.itemsize != 2 else logits_dtype.newbyteorder("=")
+
+
 @contextlib.contextmanager
 def _written(out, part, logits_dtype):
     """An array for a kernel to write that ends up in ``out[part]``: itself where a kernel for its like exists."""
     own, views = loss_dtype(logits_dtype), list(boxes(out, part))
-    as_it_is = own if out.dtype == own or out.dtype.itemsize != 2 else logits_dtype
-    if len(views) == 1 and (lying := _lying(views[0][0], out.shape[1], as_it_is)) is not None:
+    if len(views) == 1 and (lying := _lying(views[0][0], out.shape[1], _writable(out, logits_dtype))) is not None:
         yield lying
         return
     yield (written := np.empty((part.stop - part.start, out.shape[1]), own))
