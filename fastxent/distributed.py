@@ -10,6 +10,7 @@ import collections
 import contextlib
 import logging
 import os
+import time
 from typing import Any, NamedTuple
 
 import distributed
@@ -44,6 +45,7 @@ class Cluster:
     def __init__(self, client):
         self._client, self._address = client, client.scheduler.address
         self._shunned: dict[str, str] = {}
+        self._kept: list[str] = []
 
     def score_blocks(self, job, rows, step, first):
         """Records of rows ``first`` to ``rows``, ``step`` at a time, in order.
@@ -81,13 +83,16 @@ class Cluster:
         return _Block(start, stop, future, workers)
 
     def _allowed(self):
-        """The workers that can read the files; None while no other is known."""
+        """The workers that can read the files; None while no other is known. Some that are gone may come back."""
         if not self._shunned:
             return None
-        good = self._good()
-        if not good:
-            address, reason = next(iter(self._shunned.items()))
-            raise runs.RunError(f"no worker can read the files; {address}: {reason}")
+        until = time.monotonic() + (_PATIENCE if set(self._kept) - self._shunned.keys() else 0.0)
+        while not (good := self._good()):
+            if time.monotonic() >= until:
+                address, reason = next(iter(self._shunned.items()))
+                raise runs.RunError(f"no worker can read the files; {address}: {reason}")
+            time.sleep(0.1)
+        self._kept = good
         return good
 
     def _good(self):

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -258,9 +259,10 @@ def test_a_worker_that_comes_back_elsewhere_goes_on(monkeypatch):
         (blind,) = workers._shunned
         assert blind == local.workers[0].address
         local.sync(local.workers[1].close)
-        local.scale(3)
-        local.wait_for_workers(2)
+        later = threading.Timer(1.0, local.scale, [3])
+        later.start()
         assert np.concatenate([rows, *blocks]).tolist() == list(range(60))
+        later.join()
 
 
 def test_only_the_librarys_own_lines_are_kept_from_stderr(caplog):
