@@ -193,14 +193,17 @@ def read_memory(memory, default):
 
 def read_grad_output(grad_output, reduction, shape):
     """The upstream gradient in float64: a scalar, or of ``shape`` for reduction "none"."""
-    grad_output = read_reals("grad_output", grad_output)
-    if grad_output.ndim == 0:
-        return grad_output
-    if reduction != "none":
+    check_grad_output(grad_output := np.asarray(grad_output), reduction, shape)
+    return grad_output.astype(np.float64)
+
+
+def check_grad_output(grad_output, reduction, shape):
+    """An array, NumPy's or another's, of real numbers: a scalar, or of ``shape`` for reduction "none"."""
+    _check_reals("grad_output", grad_output.dtype)
+    if grad_output.ndim and reduction != "none":
         raise ValueError(f'grad_output must be a scalar unless reduction is "none"; got shape {grad_output.shape}')
-    if grad_output.shape != shape:
+    if grad_output.ndim and grad_output.shape != shape:
         raise ValueError(f"grad_output must have the targets' shape {shape}, not {grad_output.shape}")
-    return grad_output
 
 
 def read_row_gradient(grad_output, rows):
@@ -230,9 +233,13 @@ def read_reals(name, values):
 
 def _array_of_reals(name, values):
     values = np.asarray(values)
-    if values.dtype.kind not in "fiu" and not is_floating(values.dtype):
-        raise TypeError(f"{name} must hold real numbers, not {values.dtype}")
+    _check_reals(name, values.dtype)
     return values
+
+
+def _check_reals(name, dtype):
+    if dtype.kind not in "fiu" and not is_floating(dtype):
+        raise TypeError(f"{name} must hold real numbers, not {dtype}")
 
 
 def read_real(name, value):

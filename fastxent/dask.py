@@ -66,8 +66,8 @@ def cross_entropy_with_grad(
 ) -> Any:
     """`fastxent.cross_entropy_with_grad` of a Dask array: the loss, and its gradient in the logits' chunks.
 
-    Blocks of logits are used twice, with the merge of all class chunks between: where they are not kept in memory
-    they are read twice. ``grad_output`` may be a Dask array; the rest is as for `cross_entropy`.
+    Blocks of logits are loaded once and used twice, with the merge of all class chunks between: so long a worker keeps
+    them, or spills them to its disk. ``grad_output`` may be a Dask array; the rest is as for `cross_entropy`.
 
     Examples
     --------
@@ -94,14 +94,14 @@ def logsumexp(logits, *, axis=-1, keepdims=False, scale=1.0, split_every=None, b
     """
     logits = _logits_of(logits, axis)
     lse = da.map_blocks(
-        _lse_of, _peaks(logits, scale, split_every, backend), nats=float(scale), drop_axis=logits.ndim - 1,
-        dtype=checks.loss_dtype(logits.dtype),
+        _lse_of, _peaks(logits, scale, split_every, backend), drop_axis=logits.ndim - 1,
+        dtype=(real := checks.loss_dtype(logits.dtype)), real=real,
     )  # fmt: skip
     return da.expand_dims(lse, axis) if keepdims else lse
 
 
 def log_softmax(logits, *, axis=-1, scale=1.0, split_every=None, backend=None) -> Any:
-    """`fastxent.log_softmax` of a Dask array over one axis, in its chunks; blocks are used twice.
+    """`fastxent.log_softmax` of a Dask array over one axis, in its chunks; blocks are loaded once and used twice.
 
     Examples
     --------
@@ -125,8 +125,8 @@ def score(
 ) -> Any:  # fmt: skip
     """`fastxent.score` of a Dask array: an array of records, which `fastxent.Scores.from_records` takes once computed.
 
-    Where a row's classes lie in several chunks, blocks are used up to twice and the targets' logits are looked up
-    first; where they lie in one, the records are `fastxent.score`'s to the bit.
+    Where a row's classes lie in several chunks, blocks are loaded once and used twice, for the targets' logits first;
+    where they lie in one, the records are `fastxent.score`'s to the bit.
 
     Examples
     --------
@@ -174,11 +174,14 @@ def from_files(names, chunks="auto", logits_dtype=None) -> Any:
         If they cannot be read.
     """
     array = _Files(io.absolute(names), logits_dtype)
-    return da.from_array(array, chunks=chunks, meta=np.empty((0,) * array.ndim, array.dtype), asarray=False)
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    return da.from_array(array, chunks=chunks, meta=meta, asarray=False, fancy=False)
 
 
 class _Files:
-    """What `dask.array.from_array` takes for an array: shape, dtype and slices, read from files when they are asked."""
+    """What `dask.array.from_array` takes for an array: shape, dtype, and numbers and slices as indices, into which Dask
+    fuses what is done to the array next; read from files when they are asked.
+    """
 
     def __init__(self, names, logits_dtype):
         self._names, self._logits_dtype = names, logits_dtype
@@ -191,13 +194,16 @@ class _Files:
 
     def __getitem__(self, index):
         first, *rest = index
+        rows = range(self.shape[0])[first]
+        taken = rows if isinstance(rows, range) else range(rows, rows + 1)
+        start, stop = (min(taken[0], taken[-1]), max(taken[0], taken[-1]) + 1) if taken else (0, 0)
+        within = 0 if isinstance(rows, int) else slice(None, None, rows.step)
         with io.open_source(self._names, self._logits_dtype) as source:
             if source.stamp() != self._stamp:
                 raise io.SourceError(f"{source.name}: changed since the graph was made")
-            start, stop, _ = first.indices(self.shape[0])
             inner = math.prod(self.shape[1:])
             block = source.block(start * inner, stop * inner).reshape(stop - start, *self.shape[1:])
-            return np.array(block[(slice(None), *rest)])
+            return np.array(block[(within, *rest)])
 
 
 class _Problem:
@@ -214,11 +220,11 @@ class _Problem:
         sample_weight = self.options.pop("sample_weight", None)
         plain = {"reduction": self.reduction, "denominator": self._denominator}
         arguments.normalise(np.zeros((1, self.classes)), [0], self.options | plain)
-        self.units = {name: options[name] for name in ("softcap", "temperature") if options.get(name) is not None}
+        self.units = _units(options)
         self.targets = self._of_rows("targets", targets)
         if self.targets.dtype.kind not in "iu":
             raise TypeError(f"targets must be class indices, integers; got {self.targets.dtype}")
-        self.sample_weight = None if sample_weight is None else self._of_rows("sample_weight", sample_weight)
+        self._weights = () if sample_weight is None else (self._of_rows("sample_weight", sample_weight),)
 
     def _of_rows(self, name, values):
         """An array of a number a row, in the chunks of the logits' rows."""
@@ -242,7 +248,7 @@ class _Problem:
     def states(self):
         """Packed `LseState` of whole rows, (..., 9)."""
         options = self.options | {"classes": self.classes, "backend": self._backend}
-        states = self.over_blocks(_accumulate, len(FIELDS), **options)
+        states = self.over_blocks(_accumulate, len(FIELDS), *self._weights, **options)
         return _merged(states, functools.partial(_merge, **self.units), len(FIELDS), self._split_every)
 
     def of_rows(self, function, states, dtype, *more, **options):
@@ -257,12 +263,11 @@ class _Problem:
     def finish(self, states):
         """Losses in float64 and lse of every row."""
         options = self.options | {"classes": self.classes} | self.units
-        weight = () if self.sample_weight is None else (self.sample_weight,)
-        losses = self.of_rows(_losses, states, np.dtype(np.float64), *weight, **options)
+        losses = self.of_rows(_losses, states, np.dtype(np.float64), *self._weights, **options)
         if not self.return_lse:
             return losses, None
         real = checks.loss_dtype(self.logits.dtype)
-        return losses, self.of_rows(_lse, states, real, *weight, **options)
+        return losses, self.of_rows(_lse, states, real, *self._weights, real=real, **options)
 
     def reduce(self, losses):
         """What the caller gets for them."""
@@ -277,10 +282,9 @@ class _Problem:
         """What a mean is divided by."""
         if self._denominator is not None:
             return da.asarray(np.float64(self._denominator))
-        weight = () if self.sample_weight is None else (self.sample_weight,)
         options = {name: value for name, value in self.options.items() if name in ("weight", "ignore_index")}
         counts = da.map_blocks(
-            _counts, self.targets, *weight, classes=self.classes, dtype=np.float64, **options,
+            _counts, self.targets, *self._weights, classes=self.classes, dtype=np.float64, **options,
             meta=np.empty((0,) * self.targets.ndim),
         )  # fmt: skip
         return counts.sum(split_every=self._split_every)
@@ -288,17 +292,18 @@ class _Problem:
     def gradient(self, states, grad_output):
         """The gradient in the logits' chunks, the classes where they were."""
         dtype, k, batch = checks.gradient_dtype(self.logits.dtype), len(self._batch), self._batch
-        upstream = da.asarray(grad_output).astype(np.float64)
-        if upstream.ndim and self.reduction != "none":
-            raise ValueError(f'grad_output must be a scalar unless reduction is "none"; got shape {upstream.shape}')
+        upstream = da.asarray(grad_output)
+        checks.check_grad_output(upstream, self.reduction, self.targets.shape)
+        upstream = upstream.astype(np.float64)
         if self.reduction == "mean":
             upstream = _divide(upstream, self.divisor)
-        each = da.broadcast_to(upstream, self.targets.shape, chunks=self.targets.chunks)
+        chunks = self.targets.chunks
+        each = upstream.rechunk(chunks) if upstream.ndim else da.broadcast_to(upstream, self.targets.shape, chunks)
         starts = da.from_array(np.cumsum([0, *self.logits.chunks[-1][:-1]]), chunks=1)
-        weight = () if self.sample_weight is None else (self.sample_weight, batch)
+        weights = [part for array in self._weights for part in (array, batch)]
         written = da.blockwise(
             _gradient, (*batch, k), self.logits, (*batch, k), states, (*batch, k + 1), starts, (k,),
-            self.targets, batch, each, batch, *weight, concatenate=True, align_arrays=False, dtype=dtype,
+            self.targets, batch, each, batch, *weights, concatenate=True, align_arrays=False, dtype=dtype,
             classes=self.classes, backend=self._backend, meta=np.empty((0,) * (k + 1), dtype),
             **(self.options | self.units),
         )  # fmt: skip
@@ -368,8 +373,8 @@ def _on_block(function, width, given, block, *others, **options):
     return columns.reshape(*block.shape[:-1], width)
 
 
-def _accumulate(block, targets, **options):
-    return shards.accumulate(block, targets, **options).columns
+def _accumulate(block, targets, sample_weight=None, **options):
+    return shards.accumulate(block, targets, sample_weight=sample_weight, **options).columns
 
 
 def _accumulate_scores(block, targets, own, **options):
@@ -378,8 +383,12 @@ def _accumulate_scores(block, targets, own, **options):
 
 def _state_of(columns, options):
     """The state of rows (..., 9)."""
-    units = {name: options[name] for name in ("softcap", "temperature") if options.get(name) is not None}
-    return LseState(columns.reshape(-1, columns.shape[-1]), **units)
+    return LseState(columns.reshape(-1, columns.shape[-1]), **_units(options))
+
+
+def _units(options):
+    """What logits are in nats: the options that a state is made under."""
+    return {name: options[name] for name in ("softcap", "temperature") if options.get(name) is not None}
 
 
 def _losses(states, targets, sample_weight=None, **options):
@@ -387,9 +396,9 @@ def _losses(states, targets, sample_weight=None, **options):
     return shards.finalize(_state_of(states, options), targets, **options)
 
 
-def _lse(states, targets, sample_weight=None, **options):
+def _lse(states, targets, sample_weight=None, *, real, **options):
     options |= {"sample_weight": sample_weight, "reduction": "none", "return_lse": True}
-    return shards.finalize(_state_of(states, options), targets, **options)[1]
+    return shards.finalize(_state_of(states, options), targets, **options)[1].astype(real)
 
 
 def _counts(targets, sample_weight=None, **options):
@@ -436,8 +445,8 @@ def _peak(block, temperature, nats, backend):
     return np.stack([peak, excess], axis=1).reshape(*block.shape[:-1], 2)
 
 
-def _lse_of(peaks, nats):
-    return peaks[..., 0] + peaks[..., 1]
+def _lse_of(peaks, real):
+    return (peaks[..., 0] + peaks[..., 1]).astype(real)
 
 
 def _log_softmax_of(block, peaks, nats):

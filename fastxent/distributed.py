@@ -10,6 +10,8 @@ import collections
 import contextlib
 import logging
 import os
+import time
+from typing import Any, NamedTuple
 
 import distributed
 from distributed import Client, LocalCluster
@@ -28,12 +30,22 @@ class BlockError(Exception):
     """What kept a worker from scoring a block: the kind of trouble, its message, the worker's address."""
 
 
+class _Block(NamedTuple):
+    """Rows that are handed out; ``workers`` are the addresses they are kept to, None for any."""
+
+    start: int
+    stop: int
+    future: Any
+    workers: list[str] | None
+
+
 class Cluster:
     """A client's workers; `score_blocks` is `fastxent.runs.score_blocks` on them."""
 
     def __init__(self, client):
         self._client, self._address = client, client.scheduler.address
         self._shunned: dict[str, str] = {}
+        self._kept: list[str] = []
 
     def score_blocks(self, job, rows, step, first):
         """Records of rows ``first`` to ``rows``, ``step`` at a time, in order.
@@ -43,53 +55,63 @@ class Cluster:
         fastxent.runs.RunError
             If the scheduler is lost, no worker can read the files, or workers die of a block again and again.
         """
-        window: collections.deque = collections.deque()
+        window: collections.deque[_Block] = collections.deque()
         starts = iter(range(first, rows, step))
         try:
             most = self._window()
             while True:
                 for start in starts:
-                    window.append((start, self._submit(job, start, min(rows, start + step))))
+                    window.append(self._submit(job, start, min(rows, start + step)))
                     if len(window) >= most:
                         break
                 if not window:
                     return
-                start, future = window.popleft()
-                yield self._result(job, start, min(rows, start + step), future)
+                yield self._result(job, window.popleft())
         except _LOST as error:
             raise runs.RunError(f"the scheduler at {self._address} was lost: {line(error)}") from error
         finally:
             with contextlib.suppress(*_LOST):
-                self._client.cancel([future for _, future in window], force=True)
+                self._client.cancel([block.future for block in window], force=True)
 
     def _window(self):
         self._client.wait_for_workers(1, timeout=_PATIENCE)
         return _AHEAD * max(1, sum(self._client.nthreads().values()))
 
     def _submit(self, job, start, stop):
-        return self._client.submit(
-            _score, job, start, stop, workers=self._allowed(), pure=False, key=f"fastxent-{os.urandom(8).hex()}-{start}"
-        )
+        workers, key = self._allowed(), f"fastxent-{os.urandom(8).hex()}-{start}"
+        future = self._client.submit(_score, job, start, stop, workers=workers, pure=False, key=key)
+        return _Block(start, stop, future, workers)
 
     def _allowed(self):
-        """The workers that can read the files; None while no other is known."""
+        """The workers that can read the files; None while no other is known. Some that are gone may come back."""
         if not self._shunned:
             return None
-        good = [address for address in self._client.nthreads() if address not in self._shunned]
-        if not good:
-            address, reason = next(iter(self._shunned.items()))
-            raise runs.RunError(f"no worker can read the files; {address}: {reason}")
+        until = time.monotonic() + (_PATIENCE if set(self._kept) - self._shunned.keys() else 0.0)
+        while not (good := self._good()):
+            if time.monotonic() >= until:
+                address, reason = next(iter(self._shunned.items()))
+                raise runs.RunError(f"no worker can read the files; {address}: {reason}")
+            time.sleep(0.1)
+        self._kept = good
         return good
 
-    def _result(self, job, start, stop, future):
+    def _good(self):
+        """The workers that are there and not known to fail."""
+        return [address for address in self._client.nthreads() if address not in self._shunned]
+
+    def _result(self, job, block):
         while True:
+            if self._is_stranded(block):
+                self._client.cancel([block.future], force=True)
+                block = self._submit(job, block.start, block.stop)
             try:
-                return future.result(timeout=_PATIENCE)
+                return block.future.result(timeout=_PATIENCE)
             except TimeoutError:
-                self._check_alive()
+                if not self._good():
+                    raise runs.RunError(f"the scheduler at {self._address} has no worker left") from None
             except distributed.KilledWorker as error:
                 raise runs.RunError(
-                    f"rows {start} to {stop} cost one worker after another its life, the last at "
+                    f"rows {block.start} to {block.stop} cost one worker after another its life, the last at "
                     f"{error.last_worker.address}; give workers more memory, or take fewer rows at a time"
                 ) from error
             except BlockError as error:
@@ -97,12 +119,14 @@ class Cluster:
                 if kind != "source":
                     raise runs.RunError(f"worker {address}: {reason}") from error
                 self._shunned[address] = reason
-                future = self._submit(job, start, stop)
+                block = self._submit(job, block.start, block.stop)
 
-    def _check_alive(self):
-        """Somebody is there to compute what is waited for, or a RunError says that nobody is."""
-        if not self._client.nthreads().keys() - self._shunned.keys():
-            raise runs.RunError(f"the scheduler at {self._address} has no worker left")
+    def _is_stranded(self, block):
+        """Whether the workers that a block is kept to are gone, and others are there."""
+        if block.workers is None:
+            return False
+        good = self._good()
+        return bool(good) and not set(good) & set(block.workers)
 
 
 def _score(job, start, stop):
@@ -152,10 +176,13 @@ def local(workers):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without the library's own lines on stderr: what matters becomes an error of ours."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    """Without the lines of distributed's own loggers on stderr: what matters becomes an error of ours."""
+    names = ["distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))]
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logging.disable(before)
+        for logger, level in levels.items():
+            logger.setLevel(level)

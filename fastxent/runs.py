@@ -77,7 +77,7 @@ def score_file(
     chunk_rows : int, optional
         At most so many rows at a time.
     on_nan : {"count", "error"}
-        Whether a valid row whose log-probability is NaN ends the run.
+        Whether a valid row whose log-probability is NaN ends the run, be it one that an earlier run has left.
     resume : bool
         Go on with what an earlier run has left; the result has the bytes of a run that was never interrupted.
     replace : bool
@@ -177,6 +177,8 @@ def _run(models, targets, blocks, on_nan, spool, questions, advance, started):
     row_bytes = sum(_row_bytes(model) for model in models)
     advance(first, rows)
     if spool.published is None:
+        if on_nan == "error":
+            _refuse_nan(spool.written(), 0)
         for records in blocks(first):
             if on_nan == "error":
                 _refuse_nan(records, spool.done)
@@ -190,6 +192,8 @@ def _run(models, targets, blocks, on_nan, spool, questions, advance, started):
         raise RunError("the records are on their way to the output already; finish without questions, or begin again")
     else:
         summary = Summary(**spool.published)
+    if on_nan == "error" and summary.nan:
+        raise RunError(f"{summary.nan} of the records are NaN, and on their way to the output already; begin again")
     try:
         spool.publish(asdict(summary))
     except FileExistsError as error:
@@ -306,22 +310,40 @@ class Job:
 
     def score(self, start, stop):
         """Records of rows ``start`` to ``stop``; the files stay open in this thread for the next ones."""
-        if getattr(_opened, "job", None) != self:
-            _opened.sources, _opened.job = _open_all(self), self
-        *models, targets = _opened.sources
-        read = _read(models, targets, self.options, start, stop)
-        return _score_read(read, models, targets, self.options, backends.choose(self.backend))
+        try:
+            *models, targets = _opened.of(self)
+            read = _read(models, targets, self.options, start, stop)
+            return _score_read(read, models, targets, self.options, backends.choose(self.backend))
+        except BaseException:
+            _opened.close()
+            raise
 
 
-_opened = threading.local()
+class _Opened(threading.local):
+    """The files that a thread has open, those of one job."""
+
+    def __init__(self):
+        self._job, self._sources, self._files = None, [], contextlib.ExitStack()
+
+    def of(self, job):
+        """The sources of a job's models and targets; those of another are closed."""
+        if self._job != job:
+            self.close()
+            opened = [(names, job.logits_dtype) for names in job.models] + [(job.targets, None)]
+            self._sources = [self._files.enter_context(io.open_source(*how)) for how in opened]
+            *models, targets = self._sources
+            if _stamps(models, targets) != job.stamps:
+                raise io.SourceError(f"{models[0].name}: is another file here than where the run was started")
+            self._job = job
+        return self._sources
+
+    def close(self):
+        """Close what is open."""
+        self._job, self._sources = None, []
+        self._files.close()
 
 
-def _open_all(job):
-    sources = [io.open_source(names, job.logits_dtype) for names in job.models]
-    sources.append(io.open_source(job.targets))
-    if _stamps(sources[:-1], sources[-1]) != job.stamps:
-        raise io.SourceError(f"{sources[0].name}: is another file here than where the run was started")
-    return sources
+_opened = _Opened()
 
 
 def _stamps(models, targets):

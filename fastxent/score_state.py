@@ -113,15 +113,10 @@ class ScoreState:
         check_alike(self, other)
         if self._kept != other._kept:
             raise ValueError(f"states must keep as many classes; got {self._kept} and {other._kept}")
-        peaks = [self.in_nats(state.logits[:, 0]) for state in (self, other)]
-        none = [np.isneginf(peak) for peak in peaks]
-        with np.errstate(all="ignore"):
-            ahead = (peaks[1] - peaks[0]) + (other["excess"] - self["excess"])
-        ahead = np.where(none[1], -np.inf, np.where(none[0], np.inf, ahead))
-        parts = _weighed(self, ahead), _weighed(other, -ahead)
-        first = peaks[0] >= peaks[1]
-        excess = np.where(none[0] & none[1], 0.0, np.where(first, parts[0][0], parts[1][0]))
-        entropy, sum_p2 = (parts[0][k] + parts[1][k] for k in (1, 2))
+        peaks = [(state.in_nats(state.logits[:, 0]), state["excess"]) for state in (self, other)]
+        _, excess = join_peaks(*peaks[0], *peaks[1])
+        ahead = _ahead(*peaks[0], *peaks[1])
+        entropy, sum_p2 = map(np.add, _weighed(self, ahead), _weighed(other, -ahead))
         above, level = (self[field] + other[field] for field in ("above", "level"))
         return ScoreState(
             np.hstack(
@@ -166,23 +161,27 @@ class ScoreState:
 
 
 def _weighed(state, ahead):
-    """``excess, entropy, sum_p2`` that a state adds when another's lse is ``ahead`` of its own."""
+    """``entropy, sum_p2`` that a state adds when another's lse is ``ahead`` of its own."""
     with np.errstate(all="ignore"):
         gain = np.logaddexp(0.0, ahead)
         weight = np.exp(-gain)
         entropy = np.where(weight == 0.0, 0.0, weight * (state["entropy"] + gain))
-        return state["excess"] + gain, entropy, weight * (weight * state["sum_p2"])
+        return entropy, weight * (weight * state["sum_p2"])
 
 
 def join_peaks(peak, excess, peak_b, excess_b):
     """``peak, excess`` of two sets of classes: the largest logit in nats and how far the lse is above it, (N,) each."""
-    first, empty = peak >= peak_b, np.isneginf(peak) & np.isneginf(peak_b)
+    top, ahead = np.maximum(peak, peak_b), _ahead(peak, excess, peak_b, excess_b)
     with np.errstate(all="ignore"):
-        ahead = (peak_b - peak) + (excess_b - excess)
-        ahead = np.where(np.isneginf(peak_b), -np.inf, np.where(np.isneginf(peak), np.inf, ahead))
-        gained = np.where(first, excess + np.logaddexp(0.0, ahead), excess_b + np.logaddexp(0.0, -ahead))
-    top = np.maximum(peak, peak_b)
-    return top, np.where(empty | np.isposinf(top), 0.0, gained)
+        first, second = excess + np.logaddexp(0.0, ahead), excess_b + np.logaddexp(0.0, -ahead)
+    return top, np.where(np.isinf(top), 0.0, np.where(peak >= peak_b, first, second))
+
+
+@np.errstate(all="ignore")
+def _ahead(peak, excess, peak_b, excess_b):
+    """How far the lse of the second of two sets of classes is above the first's, in nats."""
+    ahead = (peak_b - peak) + (excess_b - excess)
+    return np.where(np.isneginf(peak_b), -np.inf, np.where(np.isneginf(peak), np.inf, ahead))
 
 
 def largest(ids, logits, kept):

@@ -72,7 +72,8 @@ def accumulate(
     -------
     LseState
         Blocks cut at multiples of `fastxent.state.STRIP` classes and accumulated in order give the bits of the whole
-        row; cut anywhere and merged in any order they agree within the accuracy promised for it.
+        row, if it has more than 128 classes; cut anywhere and merged in any order they agree within the accuracy
+        promised for it.
 
     Raises
     ------
@@ -229,7 +230,8 @@ def accumulate_scores(
     Parameters
     ----------
     block, targets, vocab_start, classes, backend
-        As for `accumulate`. The block is read three times at most.
+        As for `accumulate`. The block is read twice, again where a target lies in another block (or a row holds NaN or
+        infinities), and once more where it has up to 128 classes.
     own : array_like of float, shape (...)
         The targets' logits, wherever they lie: `target_logits` of all blocks, merged. Ranks are counted against them.
     top_k, ignore_index, temperature, softcap
@@ -381,7 +383,7 @@ def statistics_of(state, of_rows):
                 f"with label_smoothing the classes of a state must weigh {mass} together, as all do; "
                 f"got {weighed[counted][~np.isclose(weighed[counted], mass, rtol=1e-9, atol=0.0)][0]}"
             )
-        gap = state.gap(share)
+        gap = np.where(counted, state.gap(share), 0.0)
     lse = np.where(counted, state.lse(), np.nan) if "lse" in of_rows.wanted else np.empty(0)
     return Statistics(np.where(counted, state.nll(), 0.0), np.empty(0), np.empty(0), lse, gap)
 

@@ -167,6 +167,85 @@ def test_files_are_arrays(tmp_path):
     np.testing.assert_allclose(fd.cross_entropy(stored, targets), fastxent.cross_entropy(logits, targets), rtol=1e-6)
 
 
+INDICES = [
+    np.s_[::2], np.s_[1:9:3], np.s_[3], np.s_[-1], np.s_[::-1], np.s_[8:1:-3], np.s_[4:4], np.s_[2, 1:], np.s_[:, 2],
+    np.s_[5, 3], np.s_[::-2, ::-1], np.s_[1:7, ::2], np.s_[None, 2:5], np.s_[..., None], np.s_[[6, 1, 1]],
+    np.s_[:, [3, 0]], np.s_[:, -1:0:-2],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES, ids=str)
+@pytest.mark.parametrize("shape", [(10, 4), (10, 4, 3)], ids=str)
+def test_indexed_files_are_indexed_arrays(tmp_path, shape, index):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(
+        array[index], taken := fd.from_files(tmp_path / "a.npy", (5, 2, 3)[: len(shape)])[index]
+    )
+    assert taken.compute().shape == taken.shape
+    assert taken.compute().dtype == taken.dtype
+
+
+def test_rows_of_no_weight_may_hold_anything():
+    logits, targets = problem()
+    logits[1], logits[4, 7], logits[5] = np.nan, np.inf, -np.inf
+    options = {"sample_weight": np.float64([1, 0, 1, 2, 0, 0, 1]), "label_smoothing": 0.1, "z_loss": 0.1}
+    want, dwant = fastxent.cross_entropy_with_grad(logits, targets, **options)
+    loss, dlogits = dask.compute(
+        *fd.cross_entropy_with_grad(da.from_array(logits, chunks=(3, 100)), targets, **options)
+    )
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    close(dlogits, dwant, "float32")
+
+
+@pytest.mark.parametrize("chunks", [(2, 5), (2, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_what_is_declared_is_computed(tmp_path, dtype, chunks):
+    """Dtype and shape of what every public function returns."""
+    logits, targets = np.linspace(-2, 2, 20).astype(dtype).reshape(4, 5), np.array([0, 4, -100, 1])
+    np.save(tmp_path / "logits.npy", logits)
+    lazy = fd.from_files(tmp_path / "logits.npy", chunks)
+    declared = {"from_files": [lazy]}
+    for reduction in ("none", "mean", "sum"):
+        how = {"reduction": reduction, "return_lse": True}
+        declared[f"cross_entropy {reduction}"] = fd.cross_entropy(lazy, targets, **how)
+        declared[f"cross_entropy_with_grad {reduction}"] = fd.cross_entropy_with_grad(lazy, targets, **how)
+    declared["logsumexp"] = [fd.logsumexp(lazy), fd.logsumexp(lazy, keepdims=True), fd.logsumexp(lazy.T, axis=0)]
+    declared["log_softmax"] = [fd.log_softmax(lazy), fd.log_softmax(lazy.T, axis=0)]
+    declared["score"] = [fd.score(lazy, targets), fd.score(lazy, targets, top_k=2)]
+    public = {name for name, value in vars(fd).items() if getattr(value, "__module__", "") == fd.__name__}
+    assert {name.split()[0] for name in declared} == {name for name in public if not name.startswith("_")}
+    for name, arrays in declared.items():
+        for array, computed in zip(arrays, dask.compute(*arrays), strict=True):
+            assert (computed.dtype, computed.shape) == (array.dtype, array.shape), name
+
+
+@pytest.mark.parametrize("chunks", [(2, 100), (2, 300)], ids=str)
+@pytest.mark.parametrize("function", [fd.cross_entropy_with_grad, fd.score, lambda logits, _: fd.log_softmax(logits)])
+def test_a_block_is_loaded_once(tmp_path, monkeypatch, chunks, function):
+    logits, targets = problem()
+    np.save(tmp_path / "logits.npy", logits)
+    lazy, loaded, load = fd.from_files(tmp_path / "logits.npy", chunks), [], fd._Files.__getitem__
+    monkeypatch.setattr(fd._Files, "__getitem__", lambda files, index: loaded.append(index) or load(files, index))
+    dask.compute(function(lazy, targets), scheduler="threads")
+    assert len(loaded) == lazy.npartitions
+
+
+@pytest.mark.parametrize("chunked", [np.asarray, lambda each: da.from_array(each, chunks=3)], ids=["numpy", "dask"])
+def test_an_upstream_gradient_of_each_row(chunked):
+    logits, targets = problem()
+    lazy, each = da.from_array(logits, chunks=(2, 100)), np.linspace(-1, 2, 7)
+    _, dwant = fastxent.cross_entropy_with_grad(logits, targets, grad_output=each, reduction="none")
+    dlogits = fd.cross_entropy_with_grad(lazy, targets, grad_output=chunked(each), reduction="none")[1]
+    close(dlogits.compute(), dwant, "float32")
+    with pytest.raises(ValueError, match=r"grad_output must have the targets' shape \(7,\), not \(1,\)"):
+        fd.cross_entropy_with_grad(lazy, targets, grad_output=chunked(each[:1]), reduction="none")
+    with pytest.raises(ValueError, match='grad_output must be a scalar unless reduction is "none"'):
+        fd.cross_entropy_with_grad(lazy, targets, grad_output=chunked(each))
+    with pytest.raises(TypeError, match="grad_output must hold real numbers"):
+        fd.cross_entropy_with_grad(lazy, targets, grad_output=chunked(each + 1j), reduction="none")
+
+
 def test_a_pool_of_threads_starts_no_others(monkeypatch):
     """Every kernel of a pool's thread runs in that thread; the number of threads stays what it was."""
     from fastxent.backends.cpu import twins

@@ -1,8 +1,10 @@
 """`fastxent score` on real schedulers and workers: the bytes of one process, and what happens when they die."""
 
 import contextlib
+import logging
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -233,6 +235,45 @@ def test_no_worker_is_left(monkeypatch):
         local.scale(0)
         with pytest.raises(RunError, match="has no worker left"):
             list(blocks)
+
+
+class BlindOnTheFirst(Job):
+    """Whose files the first worker cannot read."""
+
+    def score(self, start, stop):
+        if distributed.get_worker().name == 0:
+            raise OSError("gone")
+        return super().score(start, stop)
+
+
+def test_a_worker_that_comes_back_elsewhere_goes_on(monkeypatch):
+    """One worker is given no more, and the blocks kept to the other are lost with it; a third is new."""
+    monkeypatch.setattr(ours, "_PATIENCE", 2.0)
+    with in_this_process() as (local, workers):
+        local.scale(2)
+        local.wait_for_workers(2)
+        blocks = workers.score_blocks(BlindOnTheFirst(), 60, 1, 0)
+        rows = [*next(blocks)]
+        while len(rows) < 30:
+            rows += [*next(blocks)]
+        (blind,) = workers._shunned
+        assert blind == local.workers[0].address
+        local.sync(local.workers[1].close)
+        later = threading.Timer(1.0, local.scale, [3])
+        later.start()
+        assert np.concatenate([rows, *blocks]).tolist() == list(range(60))
+        later.join()
+
+
+def test_only_the_librarys_own_lines_are_kept_from_stderr(caplog):
+    with in_this_process() as (local, _):
+        theirs = logging.getLogger("distributed.client")
+        before = theirs.level
+        with ours.connect(local.scheduler_address):
+            logging.getLogger("somebody").warning("heard")
+            assert not theirs.isEnabledFor(logging.CRITICAL)
+        assert theirs.level == before
+    assert "heard" in caplog.text
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import fastxent
 from fastxent import io, runs
 from fastxent.arguments import ScoreOptions
 from fastxent.bench.cases import Case
+from fastxent.io import publish
 from fastxent.io.spool import ResumeError
 from fastxent.runs import RunError, score_file
 
@@ -265,6 +267,65 @@ class TestNan:
         assert score_file(*paths(tmp_path), resume=True).nan == 1
         with pytest.raises(ValueError, match="on_nan must be count or error"):
             score_file(*paths(tmp_path), on_nan="ignore")
+
+    def test_ends_a_resumed_run_too(self, arrays, tmp_path):
+        def stop(done, rows):
+            if done >= 6:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            score_file(*paths(tmp_path), chunk_rows=1, advance=stop)
+        for _ in range(2):
+            with pytest.raises(RunError, match="row 4 is NaN"):
+                score_file(*paths(tmp_path), resume=True, on_nan="error")
+        assert not (tmp_path / "scores.npy").exists()
+        assert score_file(*paths(tmp_path), resume=True).nan == 1
+
+    @pytest.mark.parametrize("name", ["scores.npy", "scores.parquet"])
+    def test_ends_a_run_that_was_killed_on_its_way_to_the_output(self, arrays, tmp_path, monkeypatch, name):
+        pytest.importorskip("pyarrow")
+        rename = publish.rename
+
+        def killed(*names):
+            rename(*names)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(publish, "rename", killed)
+            with pytest.raises(KeyboardInterrupt):
+                score_file(*paths(tmp_path, name))
+        with pytest.raises(RunError, match="1 of the records are NaN, and on their way to the output already"):
+            score_file(*paths(tmp_path, name), resume=True, on_nan="error")
+        assert score_file(*paths(tmp_path, name), resume=True).nan == 1
+
+
+class TestJob:
+    def open_files(self, folder):
+        files = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.exists()]
+        return sorted(file.name for file in files if folder in file.parents)
+
+    def job(self, folder, stamps=None, logits="logits.npy"):
+        with io.open_source(folder / logits) as model, io.open_source(folder / "targets.npy") as targets:
+            stamps = json.dumps([model.stamp(), targets.stamp()]) if stamps is None else stamps
+        names = ((str(folder / logits),), (str(folder / "targets.npy"),))
+        return runs.Job(fastxent.__version__, names[:1], names[1], None, ScoreOptions(), "cpu", stamps)
+
+    def test_files_are_open_once_and_closed_for_the_next(self, arrays, tmp_path):
+        np.save(tmp_path / "others.npy", arrays[0])
+        first, second = self.job(tmp_path), self.job(tmp_path, logits="others.npy")
+        for _ in range(2):
+            assert len(first.score(0, 4)) == 4
+            assert self.open_files(tmp_path) == ["logits.npy", "targets.npy"]
+        second.score(0, 4)
+        assert self.open_files(tmp_path) == ["others.npy", "targets.npy"]
+        with pytest.raises(io.SourceError, match="is another file here"):
+            self.job(tmp_path, stamps="").score(0, 4)
+        assert self.open_files(tmp_path) == []
+        second.score(0, 4)
+        (tmp_path / "others.npy").unlink()
+        with pytest.raises(io.SourceError, match="No such file"):
+            second.score(4, 9)
+        assert self.open_files(tmp_path) == []
 
 
 def _replace(path):

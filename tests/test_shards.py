@@ -156,6 +156,21 @@ class TestRefusals:
         assert (out == 7.0).all()
 
 
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}], ids=str)
+def test_a_row_of_no_weight_may_hold_anything(hole, options):
+    """Whether its state was made with the sample weights or without."""
+    logits, targets, _ = Case(4, 30).build()
+    logits[1] = hole
+    weights = options | {"sample_weight": np.float64([1, 0, 1, 1])}
+    want, dwant = fastxent.cross_entropy_with_grad(logits, targets, **weights)
+    for made_with in (options, weights):
+        state = state_of(logits, targets, **made_with)
+        np.testing.assert_allclose(shards.finalize(state, targets, classes=30, **weights), want, rtol=1e-6)
+        dlogits = shards.gradient(logits, targets, state, classes=30, **weights)
+        np.testing.assert_allclose(dlogits, dwant, rtol=1e-5, atol=1e-9)
+
+
 values = st.one_of(st.floats(-900, 900, width=32), st.sampled_from([-np.inf, -3e7, 3e7]))
 
 

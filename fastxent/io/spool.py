@@ -153,7 +153,8 @@ class Spool:
                 was, now = _first_difference(was, now)
                 raise ResumeError(f"{self.part}: was begun with another {name}: {was}, not {now}")
         if "output" in reached and self._is_ours(reached["output"]):
-            self.done, self.published = self._rows, reached["figures"]
+            self.done = self._noted = self._rows
+            self.published = reached["figures"]
             return
         if self.path.exists() and not self._replace:
             raise FileExistsError(f"{self.path} exists")
@@ -162,7 +163,7 @@ class Spool:
             raise ResumeError(f"{self.part}: holds fewer records than its journal says")
         self._file.truncate(end)
         self._file.seek(end)
-        self.done = reached["done"]
+        self.done = self._noted = reached["done"]
 
     def _is_ours(self, identity):
         """Whether the output is what a killed run had made ready."""
@@ -189,14 +190,18 @@ class Spool:
         if time.monotonic() - self._noted_at > _EVERY:
             self._note({"done": self.done})
 
+    def written(self):
+        """The records so far, (done,), a memory map."""
+        if not self.done:
+            return np.empty(0, self._dtype)
+        offset = os.fstat(self._file.fileno()).st_size - self.done * self._dtype.itemsize
+        return np.memmap(self._file, self._dtype, "r", offset, (self.done,))
+
     def records(self):
         """All records (N,), a memory map."""
         if self.done < self._rows:
             raise ValueError(f"{self.path}: {self._rows - self.done} records were never written")
-        if not self._rows:
-            return np.empty(0, self._dtype)
-        offset = os.fstat(self._file.fileno()).st_size - self._rows * self._dtype.itemsize
-        return np.memmap(self._file, self._dtype, "r", offset, (self._rows,))
+        return self.written()
 
     def publish(self, figures):
         """Make the records the output; ``figures``, in JSON values, are what `published` is if that is cut short."""
