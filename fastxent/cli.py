@@ -9,9 +9,7 @@ import math
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -191,13 +189,7 @@ def score(
             page.check()
         asked = any((group_by, words, byte_counts, page_file, other))
         questions = Questions(group_by, words, byte_counts) if asked else None
-        with _cluster(scheduler, workers) as cluster, _noted_interrupts() as interrupted, bar:
-
-            def advance(done, rows):
-                bar.update(task, completed=done, total=rows)
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
-
+        with _cluster(scheduler, workers) as cluster, bar:
             summary = runs.score_file(
                 logits,
                 targets,
@@ -209,7 +201,7 @@ def score(
                 resume=resume,
                 replace=force,
                 cluster=cluster,
-                advance=advance,
+                advance=lambda done, rows: bar.update(task, completed=done, total=rows),
                 **how,
             )
     except runs.RunError as error:
@@ -230,25 +222,6 @@ def score(
     else:
         Console().print(tables.of_summary(summary.as_dict(), output))
         tables.print_digest(found)
-
-
-@contextlib.contextmanager
-def _noted_interrupts():
-    """An event that tells of Ctrl-C even where its exception is lost: in a finalizer Python prints it and goes on."""
-    noted, usual = threading.Event(), signal.default_int_handler
-
-    def handle(number, frame):
-        noted.set()
-        usual(number, frame)
-
-    heeded = signal.getsignal(signal.SIGINT) is usual
-    if heeded:
-        signal.signal(signal.SIGINT, handle)
-    try:
-        yield noted
-    finally:
-        if heeded:
-            signal.signal(signal.SIGINT, usual)
 
 
 def _cluster(scheduler, workers):

@@ -1,12 +1,16 @@
 """`fastxent score` as a process of its own: starting it, watching it, and what it has in memory."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 COMMAND = [sys.executable, "-m", "fastxent"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell starts in the background; it is inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(*arguments, **options):

@@ -5,13 +5,11 @@ import os
 import shlex
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
 
 import fastxent
-from fastxent import cli
 from fastxent.scoring import record_dtype
 from tests.processes import COMMAND, journalled, memory_of, paths, run, start, wait_until_done
 
@@ -71,21 +69,6 @@ def test_interrupted_is_exit_code_130_and_can_be_resumed(long):
     assert "was begun with another temperature: 1.0, not 2.0" in done.stderr
     assert run("score", *paths(long), "--resume").returncode == 0
     assert (long / "scores.npy").read_bytes() == (long / "whole.npy").read_bytes()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_python_loses_is_noted():
-    class Finalized:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-
-    before = signal.getsignal(signal.SIGINT)
-    with cli._noted_interrupts() as noted:
-        lost = Finalized()
-        del lost
-        assert noted.is_set()
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_full_disk_ends_with_1_and_keeps_what_is_done(long):
