@@ -18,7 +18,7 @@ def example(name):
 
 
 def test_a_transformer_learns_the_same_curve():
-    """Over 200 steps no further from float64 than torch's own float32 loss.
+    """Over 200 steps about as far from float64 as with torch's own float32 loss.
 
     What separates the curves is the rounding of the whole model, which training amplifies: two roundings of torch's own
     differ by as much. So each loss is run twice, with sums in two orders, and its smaller distance must stay below

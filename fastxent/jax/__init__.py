@@ -208,6 +208,9 @@ _gradient.defvjp(_gradient_forward, _gradient_backward)
 def log_softmax(logits: Any, axis: int = -1, backend: str | None = None) -> jax.Array:
     """`fastxent.log_softmax` for JAX: log-probabilities along ``axis``, none of which rounds to 0 for want of digits.
 
+    Its derivative is g - p sum(g), in float32 where the logits are: `cross_entropy` keeps the digits of a confident
+    row's gradient too.
+
     Parameters
     ----------
     logits : array of bfloat16, float16, float8, float32 or float64
