@@ -268,8 +268,8 @@ def log_softmax(
 ) -> torch.Tensor:
     """`torch.nn.functional.log_softmax`: log-probabilities in nats, none of which rounds to 0 for want of digits.
 
-    Its derivative is torch's own, g - p sum(g) in the input's precision: `cross_entropy` keeps the digits of a confident
-    row's gradient too.
+    Its derivative is torch's own, g - p sum(g) in the input's precision: `cross_entropy` keeps the digits of a
+    confident row's gradient too.
 
     Parameters
     ----------
