@@ -13,6 +13,8 @@ they are, and learning goes on. It needs torch, so the pages show it without run
 draws the picture.
 """
 
+# sphinx_gallery_thumbnail_path = "pictures/confident.svg"
+
 import sys
 from typing import NamedTuple
 

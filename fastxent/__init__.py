@@ -1,6 +1,7 @@
-"""Numerically stable log-softmax cross entropy and its gradients, at the speed of reading the logits once."""
+"""Numerically stable log-softmax cross entropy and its gradients, the logits read once."""
 
 from fastxent import backends, information, shards
+from fastxent._version import __version__ as __version__
 from fastxent.binary import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_grad,
@@ -23,8 +24,6 @@ from fastxent.scoring import Scores, score
 from fastxent.softmax import log_softmax, log_softmax_grad, logsumexp, logsumexp_grad, softmax, softmax_grad
 from fastxent.state import LseState
 from fastxent.threads import get_num_threads, set_num_threads
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LseState",

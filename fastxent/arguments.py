@@ -15,6 +15,9 @@ from fastxent.products import Layer
 from fastxent.rows import as_rows, classes_last, take
 from fastxent.state import IGNORED
 
+# class indices, probabilities of all classes, or of a few a row: (ids, probabilities)
+Targets = ArrayLike | tuple[ArrayLike, ArrayLike]
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -72,16 +75,14 @@ class Problem:
 
 def normalise(logits, targets, options):
     """The `Problem` of logits and targets under ``options`` (an Options or a mapping); classes lie along its axis."""
-    options = _read_options(options)
+    options = as_options(options)
     logits = checks.read_logits(logits, options.axis)
     return _problem(as_rows(logits), logits.shape, checks.loss_dtype(logits.dtype), targets, options)
 
 
 def normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide=False):
     """The `Problem` whose logits are hidden states times an output matrix: a `fastxent.products.Layer`."""
-    if "axis" in options:
-        raise TypeError("axis does not apply: the classes are the rows of linear_weight")
-    options = _read_options(options)
+    options = options_of_layer(options)
     layer, batch, loss_dtype = read_layer(hidden, linear_weight, linear_bias, wide)
     return _problem(layer, (*batch, layer.shape[1]), loss_dtype, targets, options)
 
@@ -91,31 +92,37 @@ def read_layer(hidden, linear_weight, linear_bias, wide=False):
     the layer's is that, or float64 where ``wide``.
     """
     hidden, weight = checks.read_array(hidden, "hidden"), checks.read_array(linear_weight, "linear_weight")
+    bias = None if linear_bias is None else checks.read_array(linear_bias, "linear_bias")
+    dtype = check_layer(hidden, weight, bias)
+    layer = Layer(as_rows(hidden), weight, bias, np.dtype(np.float64) if wide else dtype)
+    return layer, hidden.shape[:-1], dtype
+
+
+def check_layer(hidden, weight, bias):
+    """What is computed with, of three (the last may be None) that have a ``shape`` and ``dtype``; or a TypeError or
+    ValueError says why they do not go together.
+    """
     checks.check_dtype(hidden.dtype, "hidden")
     checks.check_dtype(weight.dtype, "linear_weight")
-    if hidden.ndim < 1 or hidden.shape[-1] == 0:
+    if len(hidden.shape) < 1 or hidden.shape[-1] == 0:
         raise ValueError(f"hidden must have the shape (..., K) with K at least 1; got {hidden.shape}")
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or not len(weight):
+    if len(weight.shape) != 2 or weight.shape[1] != hidden.shape[-1] or not weight.shape[0]:
         raise ValueError(
             f"linear_weight must have the shape (V, {hidden.shape[-1]}) with V at least 1, a row of hidden's width for "
             f"each class; got {weight.shape}"
         )
     given = [hidden, weight]
-    if linear_bias is not None:
-        given.append(linear_bias := checks.read_array(linear_bias, "linear_bias"))
-        checks.check_dtype(linear_bias.dtype, "linear_bias")
-        if linear_bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"linear_bias must have shape ({len(weight)},), one number a class; got {linear_bias.shape}"
-            )
-    dtype = np.result_type(*(checks.loss_dtype(array.dtype) for array in given))
-    layer = Layer(as_rows(hidden), weight, linear_bias, np.dtype(np.float64) if wide else dtype)
-    return layer, hidden.shape[:-1], dtype
+    if bias is not None:
+        given.append(bias)
+        checks.check_dtype(bias.dtype, "linear_bias")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"linear_bias must have shape ({weight.shape[0]},), one number a class; got {bias.shape}")
+    return np.result_type(*(checks.loss_dtype(array.dtype) for array in given))
 
 
 def _problem(rows, logits_shape, loss_dtype, targets, options):
     """The `Problem` of rows (N, V) of logits of a shape (..., V)."""
-    _check_scalars(options)
+    check_scalars(options)
     classes, shape = logits_shape[-1], logits_shape[:-1]
     weight = None if options.weight is None else _read_weight(options.weight, classes)
     sample_weight = None if options.sample_weight is None else _read_sample_weight(options.sample_weight, shape)
@@ -148,12 +155,15 @@ def _read_probabilities(targets, options, logits_shape):
         check_targets(targets.shape, targets.dtype, logits_shape, options.axis)
     if not checks.is_floating(targets.dtype):
         raise TypeError(f"targets must be class indices or probabilities, not {targets.dtype}")
-    if options.ignore_index is not None and options.ignore_index >= 0:
-        raise ValueError(
-            f"ignore_index must be negative or None where targets are probabilities; got {options.ignore_index}"
-        )
+    check_no_ignored_class(options.ignore_index)
     checks.check_amounts("targets", targets)
     return as_rows(probabilities)
+
+
+def check_no_ignored_class(ignore_index):
+    """Probabilities ignore no class."""
+    if ignore_index is not None and ignore_index >= 0:
+        raise ValueError(f"ignore_index must be negative or None where targets are probabilities; got {ignore_index}")
 
 
 def _read_sparse(targets, ignore_index, shape, classes):
@@ -203,11 +213,10 @@ def mark_ignored(targets, ignore_index, classes, first_row=0):
 
     Any other outside [0, classes) is an IndexError.
     """
-    if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
-        raise TypeError(f"ignore_index must be an integer or None, not {ignore_index!r}")
+    checks.check_ignore_index(ignore_index)
     outside = _outside(targets, classes)
-    if not outside.any() and (ignore_index is None or not 0 <= ignore_index < classes):
-        return targets.astype(np.int64, copy=False), True
+    if not np.count_nonzero(outside) and (ignore_index is None or not 0 <= ignore_index < classes):
+        return np.ascontiguousarray(targets, np.int64), True
     ignored = np.zeros(targets.shape, bool) if ignore_index is None else targets == ignore_index
     wrong = outside & ~ignored
     if wrong.any():
@@ -225,13 +234,28 @@ def _outside(targets, classes):
     return (targets < 0) | (targets >= classes)
 
 
-def _read_options(options):
+_OPTIONS = tuple(field.name for field in fields(Options))
+
+
+def with_last_axis(options):
+    """The same `Options` where the classes have been moved to the last axis."""
+    return replace(options, axis=-1)
+
+
+def options_of_layer(options):
+    """`as_options` where there is no axis of classes."""
+    if "axis" in options:
+        raise TypeError("axis does not apply: the classes are the rows of linear_weight")
+    return as_options(options)
+
+
+def as_options(options):
+    """An `Options`, of a mapping too."""
     if isinstance(options, Options):
         return options
-    known = [field.name for field in fields(Options)]
     for name in options:
-        if name not in known:
-            raise TypeError(f"unknown option {name!r}; the options are {', '.join(known)}")
+        if name not in _OPTIONS:
+            raise TypeError(f"unknown option {checks.shown(name)}; the options are {', '.join(_OPTIONS)}")
     return Options(**options)
 
 
@@ -293,17 +317,16 @@ def _read_sample_weight(sample_weight, shape):
     return sample_weight.reshape(-1)
 
 
-def _check_scalars(options):
+def check_scalars(options):
+    """Options that are numbers or words are allowed, or a TypeError or ValueError says why not."""
     checks.check_reduction(options.reduction)
     checks.read_smoothing(options.label_smoothing)
     if not 0.0 <= checks.read_real("z_loss", options.z_loss) < math.inf:
         raise ValueError(f"z_loss must be finite and not negative; got {options.z_loss}")
-    checks.read_positive("temperature", options.temperature)
-    if options.softcap is not None:
-        checks.read_positive("softcap", options.softcap)
+    checks.check_scaling(options.softcap, options.temperature)
     if options.denominator is not None:
         if options.reduction != "mean":
-            raise ValueError(f'denominator goes with reduction="mean"; got reduction={options.reduction!r}')
+            raise ValueError(f'denominator goes with reduction="mean"; got reduction={checks.shown(options.reduction)}')
         if math.isnan(checks.read_real("denominator", options.denominator)):
             raise ValueError("denominator must be a number; got nan")
 
@@ -320,13 +343,11 @@ class ScoreOptions:
 
     def check(self, shape):
         """These options fit logits of this ``shape`` (..., V), or a TypeError or ValueError says why not."""
-        checks.read_positive("temperature", self.temperature)
-        if self.softcap is not None:
-            checks.read_positive("softcap", self.softcap)
+        checks.check_scaling(self.softcap, self.temperature)
         for name, most in (("top_k", shape[-1]), ("shift", math.inf)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"{name} must be a whole number, not {value!r}")
+                raise TypeError(f"{name} must be a whole number, not {checks.shown(value)}")
             if not 0 <= value <= most:
                 limit = f"lie in [0, {most}], the number of classes" if name == "top_k" else "not be negative"
                 raise ValueError(f"{name} must {limit}; got {value}")

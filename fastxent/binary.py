@@ -89,6 +89,7 @@ def binary_cross_entropy_with_logits_with_grad(
     -------
     loss : as `binary_cross_entropy_with_logits`
     dlogits : ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given.
 
     Raises
     ------
@@ -116,7 +117,24 @@ def binary_cross_entropy_with_logits_grad(
     backend: str | None = None,
     **options: Any,
 ) -> NDArray:
-    """The gradient of `binary_cross_entropy_with_logits`; see `binary_cross_entropy_with_logits_with_grad`.
+    r"""The gradient of `binary_cross_entropy_with_logits` with respect to the logits.
+
+    .. math:: g\, w\,[(1 - y)\, \sigma(x) - p_w\, y\, \sigma(-x)]
+
+    Parameters
+    ----------
+    logits, targets, grad_output, out, backend, **options
+        As for `binary_cross_entropy_with_logits_with_grad`.
+
+    Returns
+    -------
+    dlogits : ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As `binary_cross_entropy_with_logits_with_grad`.
 
     Examples
     --------

@@ -12,6 +12,9 @@ import numpy as np
 from fastxent.rows import AxisRows, Masked, classes_last
 
 REDUCTIONS = ("none", "sum", "mean")
+_WRITTEN = np.dtype(np.float32), np.dtype(np.float64)  # gradients of whatever logits
+LARGEST_SCALE = 1e38
+_DLPACK_CUDA = 2
 _WORK = 10_000  # some 100 us to find out whether two arrays share an element
 DTYPES = tuple(
     map(
@@ -19,6 +22,11 @@ DTYPES = tuple(
         (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
     )
 )
+
+
+def shown(value):
+    """A value as a message has it: on one line, and not all of a long one."""
+    return " ".join(repr(value).split())[:60]
 
 
 def is_floating(dtype):
@@ -44,13 +52,23 @@ def gradient_dtype(dtype):
 
 def read_array(logits, name="logits"):
     """Logits as an array: what NumPy reads, or what lies on the CPU and speaks DLPack."""
-    _refuse_what_numpy_would_misread(logits, name)
+    refuse_misread(logits, name)
     if not hasattr(logits, "__array__") and hasattr(logits, "__dlpack__"):
         return np.from_dlpack(logits)
     return np.asarray(logits)
 
 
-def _refuse_what_numpy_would_misread(logits, name):
+def is_on_device(array):
+    """Whether an array lies on a CUDA device, by its own word."""
+    if isinstance(array, np.ndarray):
+        return False
+    if hasattr(array, "__dlpack_device__"):
+        return array.__dlpack_device__()[0] == _DLPACK_CUDA
+    return hasattr(array, "__cuda_array_interface__")
+
+
+def refuse_misread(logits, name):
+    """A TypeError for what NumPy would take for something else, or without its gradient."""
     library = type(logits).__module__.partition(".")[0]
     if getattr(logits, "requires_grad", False) is True:
         raise TypeError(
@@ -70,7 +88,7 @@ def check_logits(shape, dtype, axis=-1):
     if not shape:
         raise ValueError("logits must have at least one axis, the classes; got a scalar")
     if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
-        raise TypeError(f"axis must be an integer, not {axis!r}")
+        raise TypeError(f"axis must be an integer, not {shown(axis)}")
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"axis must lie in [{-len(shape)}, {len(shape) - 1}] for logits of shape {shape}; got {axis}")
     if shape[axis] == 0:
@@ -92,7 +110,7 @@ def read_rows(logits, axis, where=None):
         check_logits(array.shape, array.dtype, one)
     axes = tuple(one % array.ndim for one in axes)
     if not axes or len(set(axes)) < len(axes):
-        raise ValueError(f"axis must name one axis or more, each once; got {axis!r}")
+        raise ValueError(f"axis must name one axis or more, each once; got {shown(axis)}")
     rows = AxisRows(array, axes, None, None)
     moved, mask = rows.like(array), None
     if where is not None:
@@ -125,7 +143,7 @@ def read_out(out, logits, name="out"):
         raise TypeError(f"{name} must be a NumPy array, not {type(out).__name__}")
     if out.shape != logits.shape:
         raise ValueError(f"{name} must have the logits' shape {logits.shape}, not {out.shape}")
-    if out.dtype.name not in (logits.dtype.name, "float32", "float64") or not out.dtype.isnative:
+    if out.dtype not in (logits.dtype.newbyteorder("="), *_WRITTEN):
         raise TypeError(
             f"{name} must have the logits' dtype {logits.dtype.name} or float32 or float64, in native byte order; "
             f"not {out.dtype.str}"
@@ -134,14 +152,20 @@ def read_out(out, logits, name="out"):
         raise ValueError(f"{name} must be writable")
     if _overlaps_itself(out):
         raise ValueError(f"{name} must not overlap itself; got shape {out.shape} with strides {out.strides}")
-    same = (out.ctypes.data, out.strides, out.dtype) == (logits.ctypes.data, logits.strides, logits.dtype)
-    if not same and _share_memory(out, logits):
+    if out is not logits and not _is_same(out, logits) and _share_memory(out, logits):
         raise ValueError(f"{name} must be the logits themselves or not overlap them")
     return out
 
 
+def _is_same(a, b):
+    """Whether two arrays are of the same elements."""
+    return (a.strides, a.dtype, a.ctypes.data) == (b.strides, b.dtype, b.ctypes.data)
+
+
 def _overlaps_itself(array):
     """Whether several elements may be one: broadcast, or windows that slide by less than their width."""
+    if array.flags.c_contiguous:
+        return False
     extent = array.itemsize
     for stride, size in sorted((abs(step), size) for step, size in zip(array.strides, array.shape, strict=True)):
         if array.size and size > 1:
@@ -158,18 +182,48 @@ def _share_memory(a, b):
         return True
 
 
-def read_outputs(out, inputs):
-    """Arrays for the gradients of ``inputs``, named arrays or None: those of the tuple ``out``, or new ones."""
+def check_wanted(wanted, names):
+    """``wanted`` says of each of ``names`` whether its gradient is computed."""
+    if not isinstance(wanted, tuple) or len(wanted) != len(names) or not all(isinstance(one, bool) for one in wanted):
+        raise TypeError(f"wanted must be a tuple of a bool for each of {', '.join(names)}; got {shown(wanted)}")
+
+
+def check_scaling(softcap, temperature):
+    """A softcap, or None, and a temperature are positive, and float32, in which kernels take most logits, holds what
+    becomes of a logit of 1 under them; or a TypeError or ValueError says why not.
+    """
+    softcap = 1.0 if softcap is None else read_positive("softcap", softcap)
+    temperature = read_positive("temperature", temperature)
+    for name, value in (
+        ("1 / softcap", 1.0 / softcap), ("1 / temperature", 1.0 / temperature),
+        ("softcap / temperature", softcap / temperature),
+    ):  # fmt: skip
+        if not value < LARGEST_SCALE:
+            raise ValueError(f"{name} must be less than {LARGEST_SCALE:.0e}; got {value}")
+
+
+def refuse_overlap(out, targets, name="out"):
+    """A ValueError where a gradient is to be written over targets that are an array."""
+    if isinstance(targets, np.ndarray) and np.may_share_memory(out, targets):
+        raise ValueError(f"{name} must not overlap targets, which are read while it is written")
+
+
+def read_outputs(out, inputs, wanted):
+    """Arrays for the gradients of ``inputs``, named arrays or None, that are ``wanted``: those of the tuple ``out``, or
+    new ones; None for the others.
+    """
+    check_wanted(wanted, tuple(inputs))
     if out is None:
         out = (None,) * len(inputs)
     if not isinstance(out, tuple) or len(out) != len(inputs):
-        raise ValueError(f"out must be a tuple of an array or None for each of {', '.join(inputs)}; got {out!r:.60}")
+        raise ValueError(f"out must be a tuple of an array or None for each of {', '.join(inputs)}; got {shown(out)}")
     given = [array for array in inputs.values() if array is not None]
     results = []
-    for number, (array, (name, like)) in enumerate(zip(out, inputs.items(), strict=True)):
-        if like is None and array is not None:
-            raise ValueError(f"out[{number}] must be None without {name}")
-        results.append(None if like is None else read_out(array, like, f"out[{number}]"))
+    for number, (array, (name, like), asked) in enumerate(zip(out, inputs.items(), wanted, strict=True)):
+        if (like is None or not asked) and array is not None:
+            why = f"without {name}" if like is None else f"where the gradient of {name} is not wanted"
+            raise ValueError(f"out[{number}] must be None {why}")
+        results.append(None if like is None or not asked else read_out(array, like, f"out[{number}]"))
         if array is None:
             continue
         if not array.flags.c_contiguous:
@@ -185,7 +239,7 @@ def read_memory(memory, default):
     if memory is None:
         return default
     if isinstance(memory, bool) or not isinstance(memory, (int, np.integer)):
-        raise TypeError(f"memory must be a whole number of bytes or None, not {memory!r}")
+        raise TypeError(f"memory must be a whole number of bytes or None, not {shown(memory)}")
     if memory < 1:
         raise ValueError(f"memory must be positive; got {memory}")
     return int(memory)
@@ -245,8 +299,11 @@ def _check_reals(name, dtype):
 def read_real(name, value):
     """A real number as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a real number, not {value!r}")
-    return float(value)
+        raise TypeError(f"{name} must be a real number, not {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be within a float's range; got {shown(value)}") from None
 
 
 def read_positive(name, value):
@@ -265,10 +322,16 @@ def read_smoothing(smoothing):
     return smoothing
 
 
+def check_ignore_index(ignore_index):
+    """An integer, or None."""
+    if ignore_index is not None and not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"ignore_index must be an integer or None, not {shown(ignore_index)}")
+
+
 def check_reduction(reduction):
     """``reduction`` is one of `REDUCTIONS`."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {shown(reduction)}")
 
 
 def check_amounts(name, values):
@@ -316,6 +379,8 @@ def read_distributions(name, p, axis):
 def read_two_distributions(p, q, axis):
     """Two distributions, or arrays of them, that broadcast."""
     p, q = read_distributions("p", p, axis), read_distributions("q", q, axis)
+    if p.shape[-1] != q.shape[-1]:
+        raise ValueError(f"q must have as many classes as p, {p.shape[-1]}; got {q.shape[-1]}")
     try:
         return np.broadcast_arrays(p, q)
     except ValueError:

@@ -9,8 +9,8 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -22,6 +22,7 @@ import fastxent
 from fastxent import backends, io, page, runs, tables
 from fastxent.arguments import ScoreOptions
 from fastxent.checks import DTYPES
+from fastxent.cli_compare import compare
 from fastxent.digest import Questions
 
 # what a bad argument or a bad file raises before anything is written; a SourceError is a ValueError
@@ -74,13 +75,16 @@ class Command(click.Group):
             sys.exit(1)
 
 
-_backend_option = click.option("--backend", help="One of `fastxent info`; the fastest by default.")
+_backend_option = click.option("--backend", help="One of `fastxent info`; by default FASTXENT_BACKEND, else cpu.")
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fastxent.__version__)
 def main():
-    """Cross entropy of huge batches of logits: every digit, at the speed of reading them once."""
+    """Cross entropy of huge batches of logits: every digit, the logits read once."""
+
+
+main.add_command(compare)
 
 
 class Size(click.ParamType):
@@ -96,6 +100,21 @@ class Size(click.ParamType):
         if not match:
             self.fail(f"{value!r} is not a number of bytes such as 256MB or 1GiB", param, context)
         return int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " "))
+
+
+class Capability(click.ParamType):
+    """A compute capability such as 9.0, 90 or sm_90."""
+
+    name = "CAPABILITY"
+
+    def convert(self, value, param, context):
+        """Both numbers."""
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(?:sm_)?(\d+)\.?(\d)", value)
+        if not match:
+            self.fail(f"{value!r} is not a compute capability such as 9.0", param, context)
+        return int(match[1]), int(match[2])
 
 
 @main.command()
@@ -133,7 +152,7 @@ class Size(click.ParamType):
 @click.option("--compare", "other", multiple=True, help="Another model's logits: compare it with the first.")
 @click.option("--group-by", metavar="FILE", help="What names each row's group: of TARGETS' shape or its beginning.")
 @click.option("--words", metavar="N|FILE", help="How many words the targets are, for word perplexity.")
-@click.option("--bytes", "byte_counts", metavar="N|FILE", help="And bytes, for bits per byte; a file is summed.")
+@click.option("--bytes", "byte_counts", metavar="N|FILE", help="Its bytes, for bits per byte; a file is summed.")
 @click.option("--html", "page_file", type=click.Path(path_type=Path), help="Write a report to this HTML file.")
 @click.option("--scheduler", metavar="ADDRESS", help="Score on the workers of this Dask scheduler.")
 @click.option("--workers", type=click.IntRange(1), help="Score in so many worker processes on this machine.")
@@ -285,6 +304,8 @@ def _end_on_bus_error():
     The kernel says so by a signal to the instruction that reads, so only machine code can answer; what is finished is
     in the part and its journal, as if the process had been killed.
     """
+    if not hasattr(signal, "SIGBUS"):
+        return
     from fastxent.io.bus import end_with
 
     end_with(b"error: an input was truncated, or could not be read, while it was mapped\n", 1)
@@ -292,7 +313,7 @@ def _end_on_bus_error():
 
 @main.command()
 def demo():
-    """Train a classifier of handwritten digits, score it, and measure the speed; under a minute, no network.
+    """Train a classifier of handwritten digits, score it, and measure the speed; about a minute, no network.
 
     Writes the folder fastxent-demo here.
     """
@@ -320,93 +341,36 @@ def demo():
 
 @main.command()
 @click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="ROWSx[WIDTHx]CLASSES",
-    help="By default three, a minute in all. With a width: hidden states under an output matrix.",
-)
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(["float32", "float64", "float16", "bfloat16"]))
-@click.option("--threads", multiple=True, type=click.IntRange(1), help="By default all.")
-@click.option(
-    "--suite",
-    type=click.Choice(["cpu", "gpu", "linear"]),
-    help="All shapes and dtypes; half an hour, on a GPU eight minutes. linear: three shapes with a width, a quarter.",
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the cells to this file too.")
-def compare(shapes, dtypes, threads, suite, json_file):
-    """Compare fastxent with every other library that is installed: right first, then fast."""
-    from fastxent.bench import compare as comparison
-
-    if suite == "gpu":
-        _compare_on_gpu(json_file)
-        return
-    if suite == "linear":
-        shapes = ["x".join(map(str, shape)) for shape in comparison.linear.SHAPES]
-    elif suite:
-        shapes = [f"{rows}x{classes}" for rows, classes in comparison.SUITE_SHAPES]
-        dtypes, threads = comparison.SUITE_DTYPES, (1, None)
-
-    try:
-        sizes = [tuple(map(int, shape.split("x"))) for shape in shapes or ("16384x1000", "512x32000", "128x128256")]
-        if any(len(size) not in (2, 3) or min(size) < 1 for size in sizes):
-            raise ValueError
-    except ValueError:
-        raise click.UsageError(
-            "--shape takes ROWSxCLASSES or ROWSxWIDTHxCLASSES, whole numbers such as 512x32000"
-        ) from None
-    console, cells, settings = Console(), [], (dtypes or ["float32"], threads or [None])
-    for size in sizes:
-        for part in (comparison.compare if len(size) == 2 else comparison.compare_linear)([size], *settings):
-            cells += (new := [asdict(cell) for cell in part])
-            console.print(tables.of_comparison(new))
-    if json_file:
-        record = {"machine": comparison.machine(), "cells": cells}
-        json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-
-
-def _compare_on_gpu(json_file):
-    """Check every CUDA kernel, then time it, a line for each; every shape, dtype and option is the suite's."""
-    from fastxent.bench import gpu
-
-    found = []
-    try:
-        for one in gpu.run():
-            found.append(one)
-            if isinstance(one, gpu.Time) or not one.right:
-                click.echo(str(one))
-    except backends.BackendUnavailableError as reason:
-        raise runs.RunError(f"the suite needs a GPU, and {reason}") from reason
-    record = gpu.record(found)
-    wrong = sum(not check["right"] for check in record["checks"])
-    click.echo(f"{record['device']}: {len(record['checks'])} checks, {wrong} wrong; {len(record['times'])} times")
-    if json_file:
-        json_file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    if wrong:
-        raise runs.RunError(f"{wrong} kernels are wrong on this GPU")
-
-
-@main.command()
-@click.option(
     "--dtype", "dtypes", multiple=True, type=click.Choice([str(dtype) for dtype in DTYPES]), help="By default all."
 )
 @click.option("--backend", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-def warmup(dtypes, backend):
-    """Compile every kernel now, so that no later call waits; kept where `fastxent info` says."""
+@click.option("--every-option", is_flag=True, help="cuda: for every option too, kind of target and dtype of gradients.")
+@click.option("--architecture", type=Capability(), help="cuda: for this compute capability; no GPU has to be there.")
+def warmup(dtypes, backend, every_option, architecture):
+    """Compile kernels now, so that no later call waits; kept where `fastxent info` says.
+
+    For the backend cpu these are all there are. Those of cuda are for the GPU at hand, and by default for calls without
+    options.
+    """
     from importlib import import_module
 
-    if (reason := backends.why_unavailable(backend)) is not None:
+    of_cuda = {"every_option": every_option, "architecture": architecture} if backend == "cuda" else {}
+    if not of_cuda and (every_option or architecture):
+        raise click.UsageError("--every-option and --architecture are for --backend cuda")
+    if architecture is None and (reason := backends.why_unavailable(backend)) is not None:
         raise runs.RunError(reason)
     compile_all = import_module(f"fastxent.backends.{backend}.warmup").compile_all
 
-    total = 0
+    total = compiled = 0
     try:
-        for dtype, number in compile_all(dtypes or [str(dtype) for dtype in DTYPES]):
-            total += number
-            click.echo(f"{dtype}: {number} kernels")
-    except OSError as error:
+        for dtype, number, anew in compile_all(dtypes or [str(dtype) for dtype in DTYPES], **of_cuda):
+            total, compiled = total + number, compiled + anew
+            click.echo(f"{dtype}: {number} kernels, {anew} compiled now")
+    except (OSError, backends.BackendUnavailableError) as error:
         raise runs.RunError(str(error)) from error
-    click.echo(f"{total} kernels compiled or found")
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    click.echo(f"{total} kernels, {compiled} compiled now")
 
 
 @main.command()
@@ -422,7 +386,7 @@ def info():
     for name in backends.NAMES:
         table.add_row(f"backend {name}", escape(backends.why_unavailable(name) or "available"))
     try:
-        table.add_row("chosen", backends.explain((512, 32_000)).split(":")[0])
+        table.add_row("chosen", " ".join(backends.chosen()))
     except backends.BackendUnavailableError as error:
         table.add_row("chosen", f"none: FASTXENT_BACKEND: {escape(str(error))}")
     for module in (cpu, cuda):

@@ -18,7 +18,7 @@ from fastxent.state import IGNORED
 
 def cross_entropy_hvp(
     logits: ArrayLike,
-    targets: Any,
+    targets: arguments.Targets,
     v: ArrayLike,
     *,
     grad_output: ArrayLike = 1.0,
@@ -33,16 +33,17 @@ def cross_entropy_hvp(
     Parameters
     ----------
     logits, targets, backend, **options
-        As for `fastxent.cross_entropy`.
+        As for `fastxent.cross_entropy`, without ``return_lse`` and ``check``; on the host.
     v : array_like, broadcast to the logits' shape
     grad_output : float, or array of shape (...) for reduction "none"
         The upstream gradient of the loss.
     out : ndarray, optional
-        As for `fastxent.cross_entropy_with_grad`.
+        As for `fastxent.cross_entropy_with_grad`, and ``v`` itself or apart from it.
 
     Returns
     -------
     ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given.
 
     Raises
     ------
@@ -56,8 +57,8 @@ def cross_entropy_hvp(
     array([[ 0.25, -0.25]])
     """
     logits = checks.read_array(logits)
-    v = checks.read_like("v", v, logits)
-    if out is not None and out is not v and np.may_share_memory(out, v):
+    given, v = v, checks.read_like("v", v, logits)
+    if out is not None and out is not given and np.may_share_memory(out, v):
         raise ValueError("out must be v itself or not overlap it")
 
     def product(rows, v, p, slope, c, square):
@@ -70,7 +71,7 @@ def cross_entropy_hvp(
 
 def cross_entropy_hessian_diag(
     logits: ArrayLike,
-    targets: Any,
+    targets: arguments.Targets,
     *,
     grad_output: ArrayLike = 1.0,
     out: NDArray | None = None,
@@ -79,7 +80,20 @@ def cross_entropy_hessian_diag(
 ) -> NDArray:
     r"""The diagonal of the Hessian of `fastxent.cross_entropy`: :math:`c\,p_k (1 - p_k)` for a row.
 
-    Parameters, result and errors as for `cross_entropy_hvp`.
+    Parameters
+    ----------
+    logits, targets, grad_output, out, backend, **options
+        As for `cross_entropy_hvp`.
+
+    Returns
+    -------
+    ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As `cross_entropy_hvp`.
 
     Examples
     --------

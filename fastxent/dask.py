@@ -18,7 +18,6 @@ np.float64(1.791759469228055)
 
 import functools
 import math
-from fractions import Fraction
 from typing import Any
 
 import dask.array as da
@@ -27,7 +26,17 @@ import numpy as np
 from fastxent import arguments, backends, checks, io, scoring, shards, threads
 from fastxent.rows import as_rows
 from fastxent.score_state import ScoreState, join_peaks
+from fastxent.softmax import temperature_of
 from fastxent.state import FIELDS, LARGEST, LseState
+
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_with_grad",
+    "from_files",
+    "log_softmax",
+    "logsumexp",
+    "score",
+]
 
 
 def cross_entropy(logits, targets, *, axis=-1, split_every=None, backend=None, **options) -> Any:
@@ -54,7 +63,16 @@ def cross_entropy(logits, targets, *, axis=-1, split_every=None, backend=None, *
     Raises
     ------
     TypeError, ValueError
-        For arguments that cannot fit; a target out of range is an IndexError when it is computed.
+        For arguments that cannot fit; for a bad ``sample_weight`` when it is computed.
+    IndexError, BackendUnavailableError
+        When it is computed: for a target out of range, and if the backend cannot run in a worker.
+
+    Examples
+    --------
+    >>> import dask.array as da, fastxent.dask
+    >>> logits = da.from_array([[20.0, 0.0], [0.0, 0.0]], chunks=1)
+    >>> fastxent.dask.cross_entropy(logits, [0, 1], reduction="none").compute().round(12)
+    array([2.06100000e-09, 6.93147181e-01])
     """
     problem = _Problem(logits, targets, axis, split_every, backend, options)
     losses = problem.finish(problem.states())
@@ -67,7 +85,26 @@ def cross_entropy_with_grad(
     """`fastxent.cross_entropy_with_grad` of a Dask array: the loss, and its gradient in the logits' chunks.
 
     Blocks of logits are loaded once and used twice, with the merge of all class chunks between: so long a worker keeps
-    them, or spills them to its disk. ``grad_output`` may be a Dask array; the rest is as for `cross_entropy`.
+    them, or spills them to its disk.
+
+    Parameters
+    ----------
+    logits, targets, axis, split_every, backend, **options
+        As for `cross_entropy`.
+    grad_output : float, or array_like or dask.array.Array of shape (...) for reduction "none"
+        The upstream gradient of the returned loss.
+
+    Returns
+    -------
+    loss : as `cross_entropy`
+    lse : only with ``return_lse``
+    dlogits : dask.array.Array
+        Of the logits' shape, chunks and dtype, float32 for float8.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError, BackendUnavailableError
+        As `cross_entropy`, and for a bad ``grad_output``.
 
     Examples
     --------
@@ -86,6 +123,28 @@ def cross_entropy_with_grad(
 def logsumexp(logits, *, axis=-1, keepdims=False, scale=1.0, split_every=None, backend=None) -> Any:
     """`fastxent.logsumexp` of a Dask array over one axis.
 
+    Parameters
+    ----------
+    logits : dask.array.Array of float16, bfloat16, float8, float32 or float64
+    axis : int
+        The one to sum over.
+    keepdims, scale
+        As for `fastxent.logsumexp`.
+    split_every, backend
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    dask.array.Array
+        float64 for float64 logits, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that cannot fit.
+    BackendUnavailableError
+        When it is computed, if the backend cannot run in a worker.
+
     Examples
     --------
     >>> import dask.array as da, fastxent.dask
@@ -102,6 +161,21 @@ def logsumexp(logits, *, axis=-1, keepdims=False, scale=1.0, split_every=None, b
 
 def log_softmax(logits, *, axis=-1, scale=1.0, split_every=None, backend=None) -> Any:
     """`fastxent.log_softmax` of a Dask array over one axis, in its chunks; blocks are loaded once and used twice.
+
+    Parameters
+    ----------
+    logits, axis, scale, split_every, backend
+        As for `logsumexp`.
+
+    Returns
+    -------
+    dask.array.Array
+        Of the logits' shape, chunks and dtype, float32 for float8.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `logsumexp`.
 
     Examples
     --------
@@ -127,6 +201,26 @@ def score(
 
     Where a row's classes lie in several chunks, blocks are loaded once and used twice, for the targets' logits first;
     where they lie in one, the records are `fastxent.score`'s to the bit.
+
+    Parameters
+    ----------
+    logits, targets, axis, split_every, backend
+        As for `cross_entropy`.
+    top_k, ignore_index, temperature, softcap
+        As for `fastxent.score`, whose ``shift``, ``ids`` and ``progress`` are not taken.
+
+    Returns
+    -------
+    dask.array.Array
+        Of the targets' shape; a record has the fields of `fastxent.Scores`, and those of the largest classes with
+        ``top_k``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that cannot fit.
+    IndexError, BackendUnavailableError
+        As `cross_entropy`, when it is computed.
 
     Examples
     --------
@@ -168,10 +262,28 @@ def from_files(names, chunks="auto", logits_dtype=None) -> Any:
     logits_dtype : str, optional
         One of `fastxent.io.NAMELESS`.
 
+    Returns
+    -------
+    dask.array.Array
+        Of the shape and dtype that the files have together.
+
     Raises
     ------
     fastxent.io.SourceError
-        If they cannot be read.
+        If they cannot be read; when it is computed, if they have changed since.
+    ValueError
+        If ``chunks`` do not fit the shape.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np, fastxent.dask
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder, "logits.npy")
+    ...     np.save(file, np.zeros((4, 6), np.float32))
+    ...     logits = fastxent.dask.from_files(file, chunks=(2, 3))
+    ...     fastxent.dask.cross_entropy(logits, [0, 1, 2, 3]).compute()
+    np.float32(1.7917595)
     """
     array = _Files(io.absolute(names), logits_dtype)
     meta = np.empty((0,) * array.ndim, array.dtype)
@@ -424,7 +536,7 @@ def _finalize_scores(states, targets, logits_dtype, top_k, ignore_index, **units
 
 def _peaks(logits, scale, split_every, backend):
     """The largest logit times scale of each row, and how far the lse is above it: (..., 2)."""
-    temperature, k = 1 / Fraction(checks.read_positive("scale", scale)), logits.ndim - 1
+    temperature, k = temperature_of(scale), logits.ndim - 1
     peaks = da.map_blocks(
         _peak, logits, temperature=temperature, nats=float(scale), backend=backend, dtype=np.float64,
         chunks=(*logits.chunks[:-1], (2,) * logits.numblocks[-1]), meta=np.empty((0,) * (k + 1)),

@@ -55,6 +55,25 @@ def entropy_from_logits_grad(
 ) -> NDArray:
     """The gradient of `entropy_from_logits`: -p (log p + H), times ``grad_output``.
 
+    Parameters
+    ----------
+    logits, axis, backend
+        As for `entropy_from_logits`.
+    grad_output : array_like, of shape (...) with or without the axis of the classes, or broadcast to it
+        The upstream gradient.
+    out : ndarray, optional
+        Where the gradient goes: of the logits' shape, their dtype or float32 or float64; ``logits`` itself in place.
+
+    Returns
+    -------
+    ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given. NaN in rows whose entropy is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `entropy_from_logits`, and for a bad ``grad_output`` or ``out``.
+
     Examples
     --------
     >>> import numpy as np, fastxent
@@ -83,7 +102,7 @@ def kl_divergence_from_logits(
     Returns
     -------
     ndarray of shape (...), or a NumPy scalar; float64 if either is float64, else float32
-        inf where q rules out a class that p does not.
+        inf where q rules out a class that p does not; NaN where a row of either is all -inf or holds +inf or NaN.
 
     Raises
     ------
@@ -111,7 +130,24 @@ def kl_divergence_from_logits_grad(
 ) -> tuple[NDArray, NDArray]:
     """The gradients of `kl_divergence_from_logits`: p (log(p / q) - KL) and q - p, times ``grad_output``.
 
-    ``out`` is a pair, as the result is.
+    Parameters
+    ----------
+    logits_p, logits_q, axis, backend
+        As for `kl_divergence_from_logits`.
+    grad_output
+        As for `entropy_from_logits_grad`.
+    out : pair of ndarray or None
+        Where the gradients go, each as for `entropy_from_logits_grad`; the two must not overlap.
+
+    Returns
+    -------
+    dlogits_p, dlogits_q : ndarray of the shape and dtype of its logits, float32 for float8
+        Those of ``out`` that were given. NaN in rows whose divergence is NaN; where it is inf, that of p is not finite.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `kl_divergence_from_logits`, and for a bad ``grad_output`` or ``out``.
 
     Examples
     --------
@@ -134,8 +170,22 @@ def js_divergence_from_logits(
 ) -> np.floating | NDArray[np.floating]:
     r"""The Jensen-Shannon divergence of two softmax distributions in nats: in [0, log 2], symmetric.
 
-    Half of :math:`\mathrm{KL}(p \| m) + \mathrm{KL}(q \| m)` with m = (p + q) / 2 (Lin, 1991). Parameters, result and
-    errors as for `kl_divergence_from_logits`.
+    Half of :math:`\mathrm{KL}(p \| m) + \mathrm{KL}(q \| m)` with m = (p + q) / 2 (Lin, 1991).
+
+    Parameters
+    ----------
+    logits_p, logits_q, axis, backend
+        As for `kl_divergence_from_logits`.
+
+    Returns
+    -------
+    ndarray of shape (...), or a NumPy scalar; float64 if either is float64, else float32
+        NaN where a row of either is all -inf or holds +inf or NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `fastxent.cross_entropy`.
 
     Examples
     --------
@@ -156,7 +206,24 @@ def js_divergence_from_logits_grad(
     out: tuple[NDArray | None, NDArray | None] = (None, None),
     backend: str | None = None,
 ) -> tuple[NDArray, NDArray]:
-    """The gradients of `js_divergence_from_logits`, as those of `kl_divergence_from_logits_grad`.
+    r"""The gradients of `js_divergence_from_logits`, times ``grad_output``.
+
+    :math:`\tfrac{1}{2} p_k (\log (p_k / m_k) - \mathrm{KL}(p \| m))` with m = (p + q) / 2, and the same of q.
+
+    Parameters
+    ----------
+    logits_p, logits_q, grad_output, axis, out, backend
+        As for `kl_divergence_from_logits_grad`.
+
+    Returns
+    -------
+    dlogits_p, dlogits_q : ndarray of the shape and dtype of its logits, float32 for float8
+        Those of ``out`` that were given. NaN in rows whose divergence is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `kl_divergence_from_logits_grad`.
 
     Examples
     --------
@@ -200,10 +267,15 @@ def _shaped(values, sources):
 
 def _written(sources, grad_output, outs, backend, formula):
     g = checks.read_row_gradient(grad_output, sources[0])
+    if not isinstance(outs, (tuple, list)) or len(outs) != len(sources):
+        raise ValueError(f"out must be a pair of arrays or None; got {checks.shown(outs)}")
     results = [checks.read_out(out, rows.array) for rows, out in zip(sources, outs, strict=True)]
+    if len(results) > 1 and np.may_share_memory(*results):
+        raise ValueError("out must be two arrays that do not overlap each other")
     written = [rows.like(result) for rows, result in zip(sources, results, strict=True)]
     verbs = backends.choose(backend)
     for some in sources[0].blocks():
         for target, gradient in zip(written, formula(*_distributions(sources, some, verbs)), strict=True):
-            target[some] = g[some, None] * gradient
+            with np.errstate(invalid="ignore", over="ignore"):
+                target[some] = g[some, None] * gradient
     return results

@@ -12,6 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastxent import checks, probmath
 
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_grad",
+    "entropy",
+    "js_divergence",
+    "kl_divergence",
+    "log_loss",
+    "log_loss_grad",
+    "self_information",
+]
+
 Result = np.floating | NDArray[np.floating]
 
 
@@ -60,7 +71,7 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float = math.e) -> Result:
     Raises
     ------
     TypeError, ValueError
-        If ``p`` holds no probabilities or a distribution does not sum to 1 within 1e-6.
+        If ``p`` holds no probabilities, a distribution does not sum to 1 within 1e-6, or ``axis`` or ``base`` is wrong.
 
     Examples
     --------
@@ -81,7 +92,22 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float = math.e) -> Result:
 def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = math.e) -> Result:
     r"""The cross entropy of ``q`` under ``p``, :math:`H(p, q) = -\sum_k p_k \log q_k = H(p) + \mathrm{KL}(p \| q)`.
 
-    Parameters as for `entropy`; p and q broadcast.
+    Parameters
+    ----------
+    p, q : array_like of float, in [0, 1], summing to 1 along ``axis``
+        They broadcast.
+    axis, base
+        As for `entropy`.
+
+    Returns
+    -------
+    ndarray of float64 of the shape to which ``p`` and ``q`` broadcast, without ``axis``, or a NumPy scalar
+        inf where q rules out a class that p does not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `entropy`, and if p and q do not broadcast.
 
     Examples
     --------
@@ -96,7 +122,20 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = m
 def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = math.e) -> Result:
     r"""The Kullback-Leibler divergence :math:`\sum_k p_k \log(p_k / q_k)`: what coding p as q costs; never negative.
 
-    Parameters as for `entropy`; p and q broadcast.
+    Parameters
+    ----------
+    p, q, axis, base
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    ndarray of float64 of the shape to which ``p`` and ``q`` broadcast, without ``axis``, or a NumPy scalar
+        inf where q rules out a class that p does not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `cross_entropy`.
 
     Examples
     --------
@@ -111,7 +150,19 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = m
 def js_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float = math.e) -> Result:
     r"""The Jensen-Shannon divergence: half of KL(p || m) + KL(q || m) with m = (p + q) / 2; at most one bit.
 
-    Parameters as for `entropy`; p and q broadcast.
+    Parameters
+    ----------
+    p, q, axis, base
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    ndarray of float64 of the shape to which ``p`` and ``q`` broadcast, without ``axis``, or a NumPy scalar
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `cross_entropy`.
 
     Examples
     --------
@@ -148,7 +199,7 @@ def log_loss(y: ArrayLike, p: ArrayLike, *, clip: float | None = None, base: flo
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range.
+        If an argument is no number or out of range, or y and p do not broadcast.
 
     Examples
     --------
@@ -169,6 +220,23 @@ def log_loss(y: ArrayLike, p: ArrayLike, *, clip: float | None = None, base: flo
 def log_loss_grad(y: ArrayLike, p: ArrayLike, *, clip: float | None = None, base: float = math.e) -> Result:
     r"""The derivative of `log_loss` by ``p``: :math:`-y / p + (1 - y) / (1 - p)`, 0 where ``clip`` holds p back.
 
+    In units of log ``base``, as the loss: divided by log(base).
+
+    Parameters
+    ----------
+    y, p, clip, base
+        As for `log_loss`.
+
+    Returns
+    -------
+    ndarray of float64, or a NumPy scalar
+        -inf or inf where p rules out what happened.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `log_loss`.
+
     Examples
     --------
     >>> from fastxent import information
@@ -176,13 +244,33 @@ def log_loss_grad(y: ArrayLike, p: ArrayLike, *, clip: float | None = None, base
     array([-2.,  4.])
     """
     one, forecast, held = _outcomes(y, p, clip)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gradient = probmath.times(1.0 - one, 1.0 / (1.0 - forecast)) - probmath.times(one, 1.0 / forecast)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        wrong, right = (1.0 - one) / (1.0 - forecast), one / forecast
+        gradient = np.where(one == 1.0, 0.0, wrong) - np.where(one == 0.0, 0.0, right)
     return (np.where(held, 0.0, gradient) / _log_of(base))[()]
 
 
 def cross_entropy_grad(p: ArrayLike, q: ArrayLike, *, base: float = math.e) -> Result:
     r"""The derivative of `cross_entropy` by the entries of ``q``: :math:`-p_k / q_k`, 0 where p is 0.
+
+    In units of log ``base``, as the cross entropy: divided by log(base).
+
+    Parameters
+    ----------
+    p, q : array_like of float, in [0, 1]
+        They broadcast; sums are not looked at.
+    base : float
+        As for `self_information`.
+
+    Returns
+    -------
+    ndarray of float64 of the shape to which ``p`` and ``q`` broadcast, or a NumPy scalar
+        -inf where q is 0 and p is not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no number or out of range, or p and q do not broadcast.
 
     Examples
     --------
@@ -191,8 +279,8 @@ def cross_entropy_grad(p: ArrayLike, q: ArrayLike, *, base: float = math.e) -> R
     array([-2.        , -0.66666667])
     """
     a, b = checks.read_probabilities("p", p), checks.read_probabilities("q", q)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (-probmath.times(a, 1.0 / b) / _log_of(base))[()]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return (-np.where(a == 0.0, 0.0, a / b) / _log_of(base))[()]
 
 
 def _outcomes(y, p, clip):

@@ -1,5 +1,6 @@
 """The loss of hidden states under an output matrix, whose logits are never whole in memory: documentation, and the loop
-over blocks of rows. What a block's logits are multiplied from is in `fastxent.products`.
+over blocks of rows. How these are cut is in `fastxent.blocks`, what their logits are multiplied from in
+`fastxent.products`.
 """
 
 import functools
@@ -10,28 +11,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastxent import arguments, backends, checks, shards, terms
-from fastxent.products import Gradients, Workers, slices, taken
+from fastxent.blocks import MEMORY, Blocks, Tiles
+from fastxent.products import Gradients
 from fastxent.reduction import reduce
-from fastxent.rows import take
 from fastxent.scoring import Scores, score_rows
 from fastxent.state import IGNORED, STRIP, LseState
-from fastxent.threads import get_num_threads
 
-_MEMORY, _MEMORY_WITH_GRADIENTS = 64 << 20, 256 << 20  # bytes
-_SHARE = 0.75  # of the memory, for logits and hidden states; the rest is BLAS's and the threads' own
-_ENOUGH = 1024  # rows of a block for which going through the whole output matrix pays
-_MOST = 1024  # rows of a block of some of the classes
-_CHUNK = 1 << 21  # logits given to a kernel at a time
-_SMALL = 1 << 21  # multiplications that are not worth waking threads for
+_MEMORY_WITH_GRADIENTS = 256 << 20  # bytes
 
 
 def linear_cross_entropy(
     hidden: ArrayLike,
     linear_weight: ArrayLike,
-    targets: ArrayLike,
+    targets: arguments.Targets,
     *,
     linear_bias: ArrayLike | None = None,
     memory: int | None = None,
+    check: bool = False,
     backend: str | None = None,
     **options: Any,
 ) -> Any:
@@ -40,7 +36,8 @@ def linear_cross_entropy(
 
     Each block is a matrix product of NumPy's BLAS, in float32, or float64 where an input is; its logits have the
     rounding of that product, and the loss of those logits has all its digits. Rows that are ignored, or weigh nothing,
-    are left out of the products.
+    are left out of the products. Arrays of torch or cupy that are on a CUDA device stay there: the products are then
+    that library's, and of all rows, so hidden states must be finite even where they do not count (docs/cuda.md).
 
     Parameters
     ----------
@@ -53,10 +50,14 @@ def linear_cross_entropy(
     linear_bias : array_like, shape (V,), optional
         Added to the logits.
     memory : int, optional
-        How many bytes of logits and copies to hold at a time; by default 64 MiB. A row of logits is always held; a few
-        numbers for each row of ``hidden`` come on top, and of a narrow matrix 4 MiB for each thread.
+        How many bytes of logits and copies to hold at a time; by default 64 MiB, or with targets that are class indices
+        of more than 4,096 classes 24 MiB a thread if that is more. With less than that, fewer threads may work. A row
+        of logits is always held; a few numbers for each row of ``hidden`` come on top, and of a narrow matrix 4 MiB for
+        each thread. On a device 1 GiB of logits.
+    check : bool
+        As for `fastxent.cross_entropy`.
     backend : str, optional
-        "cpu" or "reference", which takes its products in float64.
+        "cpu" or "reference", which takes its products in float64; "cuda" for arrays that are on a device alone.
     **options
         Those of `fastxent.cross_entropy` but ``axis``.
 
@@ -70,7 +71,7 @@ def linear_cross_entropy(
     IndexError, TypeError, ValueError, BackendUnavailableError
         As `fastxent.cross_entropy`, and for shapes that do not fit.
     NotImplementedError
-        For the backend "cuda".
+        For arrays of the host and the backend "cuda", and for what is not multiplied on a device.
 
     Notes
     -----
@@ -84,28 +85,37 @@ def linear_cross_entropy(
     >>> fastxent.linear_cross_entropy(hidden, linear_weight, [0])
     np.float32(2.0611537e-09)
     """
+    if checks.is_on_device(hidden):
+        return backends.for_device(backend, "linear").linear_cross_entropy(
+            (hidden, linear_weight, linear_bias), targets, options, memory=memory, check=check
+        )
     verbs, wide = _backend(backend)
     problem = arguments.normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide)
-    losses, by_classes = _Losses(problem, verbs), not terms.is_of_probabilities(problem)
-    blocks = _Blocks(problem.logits, problem.counted, checks.read_memory(memory, _MEMORY), by_classes=by_classes)
-    with blocks.workers:
-        for rows, hidden_rows in blocks:
-            if blocks.classes < blocks.layer.shape[1]:
-                losses.add_by_classes(blocks, rows, hidden_rows)
-            else:
+    losses, memory = _Losses(problem, verbs), checks.read_memory(memory, None)
+    if terms.is_of_probabilities(problem) or problem.logits.shape[1] <= STRIP:
+        blocks = Blocks(problem.logits, problem.counted, memory or MEMORY)
+        with blocks.workers:
+            for rows, hidden_rows in blocks:
                 blocks.each(losses.add, blocks.logits(hidden_rows), rows)
+    else:
+        tiles = Tiles(problem.logits, problem.counted, memory)
+        with tiles.workers:
+            for rows, hidden_rows in tiles:
+                losses.add_by_classes(tiles, rows, hidden_rows)
     return losses.loss()
 
 
 def linear_cross_entropy_with_grad(
     hidden: ArrayLike,
     linear_weight: ArrayLike,
-    targets: ArrayLike,
+    targets: arguments.Targets,
     *,
     linear_bias: ArrayLike | None = None,
     grad_output: ArrayLike = 1.0,
     out: tuple[NDArray | None, NDArray | None, NDArray | None] | None = None,
+    wanted: tuple[bool, bool, bool] = (True, True, True),
     memory: int | None = None,
+    check: bool = False,
     backend: str | None = None,
     **options: Any,
 ) -> Any:
@@ -117,22 +127,26 @@ def linear_cross_entropy_with_grad(
 
     Parameters
     ----------
-    hidden, linear_weight, targets, linear_bias, backend, **options
+    hidden, linear_weight, targets, linear_bias, check, backend, **options
         As for `linear_cross_entropy`.
-    grad_output : float, or array of shape (...) for reduction "none"
+    grad_output : float, or array of shape (...) for reduction "none"; on a device 1.0, or an array there
         The upstream gradient of the returned loss.
     out : tuple of three arrays or None, optional
         Where the gradients go: C-contiguous, of their inputs' shapes, of their dtypes or float32 or float64, and apart
-        from all inputs.
+        from all inputs. Not for arrays on a device, whose gradients are new.
+    wanted : tuple of three bools
+        Whether the gradients of ``hidden``, ``linear_weight`` and ``linear_bias`` are computed: each of the first two
+        takes a product, and the memory of what it belongs to.
     memory : int, optional
-        As for `linear_cross_entropy`; by default 256 MiB. Where the blocks are several, the gradient of a half
-        ``linear_weight`` is summed in a float32 array of its shape that comes on top; a float32 ``out`` saves it.
+        As for `linear_cross_entropy`; by default 256 MiB, on a device 1 GiB. Where the blocks are several, the gradient
+        of a half ``linear_weight`` is summed in a float32 array of its shape that comes on top; a float32 ``out`` saves
+        it.
 
     Returns
     -------
     loss : as `linear_cross_entropy`
     lse : only with ``return_lse``
-    dhidden, dlinear_weight, dlinear_bias : ndarray, or None for a bias not given
+    dhidden, dlinear_weight, dlinear_bias : ndarray, or None for a bias not given and what is not ``wanted``
         Of the shapes and dtypes of their inputs, float32 for float8; summed in float32 at least, and rounded once.
 
     Raises
@@ -149,15 +163,21 @@ def linear_cross_entropy_with_grad(
     array([[-2.0611537e-09, -4.1223074e-09],
            [ 2.0611537e-09,  4.1223074e-09]], dtype=float32)
     """
+    if checks.is_on_device(hidden):
+        return backends.for_device(backend, "linear").linear_cross_entropy_with_grad(
+            (hidden, linear_weight, linear_bias), targets, options, grad_output=grad_output, out=out, wanted=wanted,
+            memory=memory, check=check,
+        )  # fmt: skip
     verbs, wide = _backend(backend)
     problem = arguments.normalise_linear(hidden, linear_weight, linear_bias, targets, options, wide)
     layer = problem.logits
     inputs = {"hidden": checks.read_array(hidden, "hidden"), "linear_weight": layer.weight, "linear_bias": layer.bias}
-    dhidden, dweight, dbias = checks.read_outputs(out, inputs)
+    dhidden, dweight, dbias = checks.read_outputs(out, inputs, wanted)
     grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
     losses = _Losses(problem, verbs, grad_output)
-    blocks = _Blocks(layer, problem.counted, checks.read_memory(memory, _MEMORY_WITH_GRADIENTS), copies=2)
-    gradients = Gradients(layer, dhidden.reshape(-1, layer.width), dweight, dbias, len(blocks))
+    blocks = Blocks(layer, problem.counted, checks.read_memory(memory, _MEMORY_WITH_GRADIENTS), copies=2)
+    of_rows = None if dhidden is None else dhidden.reshape(-1, layer.width)
+    gradients = Gradients(layer, of_rows, dweight, dbias, len(blocks))
     with blocks.workers:
         for rows, hidden_rows in blocks:
             dlogits = blocks.logits(hidden_rows)
@@ -190,8 +210,9 @@ def score_linear(
     Parameters
     ----------
     hidden, linear_weight, linear_bias, memory, backend
-        As for `linear_cross_entropy`. Blocks hold rows with all their classes: with a large vocabulary more ``memory``
-        makes larger blocks, whose products are faster.
+        As for `linear_cross_entropy`; with hidden states on a device, targets and scores are the host's. Blocks hold
+        rows with all their classes: with a large vocabulary more ``memory`` makes larger blocks, whose products are
+        faster.
     targets, top_k, ids, ignore_index, temperature, softcap, shift
         As for `fastxent.score`.
     progress : callable, optional
@@ -216,15 +237,18 @@ def score_linear(
     ([1, 2], [[0, 2], [0, 2]])
     """
     options = arguments.ScoreOptions(top_k, ignore_index, temperature, softcap, shift)
+    if checks.is_on_device(hidden):
+        layer = backends.for_device(backend, "linear").Layer((hidden, linear_weight, linear_bias))
+        return _score_on_device(layer, np.asarray(targets), ids, options, progress, memory)
     (verbs, wide), targets = _backend(backend), np.asarray(targets)
     layer, batch, dtype = arguments.read_layer(hidden, linear_weight, linear_bias, wide)
     marked, wanted = arguments.read_score_targets((*batch, layer.shape[1]), targets, ids, options)
     counted, done = marked != IGNORED, 0
-    blocks = _Blocks(layer, True if counted.all() else counted, checks.read_memory(memory, _MEMORY))
+    blocks = Blocks(layer, True if counted.all() else counted, checks.read_memory(memory, MEMORY))
     records = _ignored_records(layer.shape, dtype, wanted, options, verbs)
 
     def add(logits, rows):
-        records[rows] = score_rows(logits, marked[rows], None if wanted is None else wanted[rows], options, verbs)
+        records[rows] = score_rows(logits, marked[rows], _of(wanted, rows), options, verbs)
 
     with blocks.workers:
         for rows, hidden_rows in blocks:
@@ -232,6 +256,21 @@ def score_linear(
             if progress is not None:
                 progress(done := done + len(hidden_rows), blocks.count)
     return Scores.from_records(records.reshape(targets.shape))
+
+
+def _score_on_device(layer, targets, ids, options, progress, memory):
+    """As `score_linear`, of a `fastxent.backends.cuda.linear.Layer`; targets and scores are the host's."""
+    marked, wanted = arguments.read_score_targets((*layer.batch, layer.shape[1]), targets, ids, options)
+    found, verbs, counted = [], backends.get("cuda"), marked != IGNORED
+    for rows, logits in layer.ready(memory):
+        found.append(score_rows(logits, marked[rows], _of(wanted, rows), options, verbs))
+        if progress is not None:
+            progress(int(counted[: rows.stop].sum()), int(counted.sum()))
+    return Scores.from_records(np.concatenate(found).reshape(targets.shape))
+
+
+def _of(ids, rows):
+    return None if ids is None else ids[rows]
 
 
 def _ignored_records(shape, dtype, wanted, options, verbs):
@@ -246,58 +285,11 @@ def _backend(name):
     verbs = backends.choose(name)
     short = verbs.__name__.rpartition(".")[2]
     if short == "cuda":
-        raise NotImplementedError("the cuda backend has no products of hidden states yet; take backend='cpu'")
+        raise NotImplementedError(
+            "the cuda backend multiplies what is on its device; move hidden and linear_weight there, or take "
+            "backend='cpu'"
+        )
     return verbs, short == "reference"
-
-
-class _Blocks:
-    """The rows that count, block after block, and their logits in one buffer.
-
-    ``copies`` is how many arrays of the hidden states' width a block needs beside its logits; ``by_classes`` allows
-    blocks of some of the classes, where rows with all of theirs would be too few for a product to be fast.
-    """
-
-    def __init__(self, layer, counted, memory, *, copies=1, by_classes=False):
-        self.layer, self._counted = layer, None if counted is True else np.flatnonzero(counted)
-        rows, classes = layer.shape
-        self.count = rows if self._counted is None else len(self._counted)
-        cells, width = int(_SHARE * memory) // layer.dtype.itemsize, copies * layer.width
-        most = cells // (classes + width)
-        self.classes = classes
-        if by_classes and most < min(self.count, _ENOUGH):
-            most = min(self.count, _MOST, cells // (STRIP + width))
-            self.classes = min(classes, STRIP * max(1, (cells // max(1, most) - width) // STRIP))
-        number = -(-self.count // max(1, most))
-        self._rows = -(-self.count // max(1, number))
-        self._buffer = np.empty(self._rows * self.classes, layer.dtype)
-        self.workers = Workers(1 if self.count * classes * layer.width < _SMALL else get_num_threads())
-
-    def __len__(self):
-        return -(-self.count // max(1, self._rows))
-
-    def __iter__(self):
-        """Rows, a slice or indices, with their hidden states."""
-        for part in slices(0, self.count, max(1, self._rows)):
-            rows = part if self._counted is None else self._counted[part]
-            yield rows, taken(take(self.layer.hidden, rows), self.layer.dtype)
-
-    def logits(self, hidden, classes=None):
-        """The logits of a block's hidden states for a slice of classes, or all: overwritten by the next."""
-        classes = classes or slice(0, self.classes)
-        shape = len(hidden), classes.stop - classes.start
-        logits = self._buffer[: shape[0] * shape[1]].reshape(shape)
-        self.layer.logits(self.workers, hidden, classes, logits)
-        return logits
-
-    def each(self, function, logits, rows):
-        """Call ``function(logits, rows)`` for a few rows of a block at a time."""
-        chunks = slices(0, len(logits), max(1, _CHUNK // logits.shape[1]))
-        self.workers.run((lambda chunk: function(logits[chunk], _within(rows, chunk)), chunks))
-
-
-def _within(rows, part):
-    """The rows that a slice of a block has, whose own are a slice or indices."""
-    return slice(rows.start + part.start, rows.start + part.stop) if isinstance(rows, slice) else rows[part]
 
 
 class _Losses:
@@ -327,23 +319,22 @@ class _Losses:
         of_rows.correct(logits, found, upstream)
         self._keep(of_rows, found, rows)
 
-    def add_by_classes(self, blocks, rows, hidden):
-        """As `add` for all rows of a block whose targets are class indices, some of the classes at a time."""
-        all_classes = np.broadcast_to(blocks.layer.dtype.type(0), (len(hidden), self._classes))
+    def add_by_classes(self, tiles, rows, hidden):
+        """As `add` for all rows of a block whose targets are class indices, from its tiles."""
+        all_classes = np.broadcast_to(tiles.layer.dtype.type(0), (len(hidden), self._classes))
         of_rows = terms.of(self._problem.part(all_classes, rows))
         scaling = {"softcap": of_rows.options.softcap, "temperature": of_rows.options.temperature}
-        state = LseState.empty(len(hidden), **scaling)
+        states = [LseState.empty(len(hidden), **scaling) for _ in tiles.stripes]
 
-        def accumulate(start, logits, part):
-            state.columns[part] = self._verbs.accumulate(
+        def accumulate(logits, part, number):
+            start = tiles.stripes[number].start
+            states[number].columns[part] = self._verbs.accumulate(
                 logits, of_rows.targets[part], spread=shards.spread_of(of_rows, logits, start), vocab_start=start,
-                state=LseState(state.columns[part], **scaling), **scaling,
+                **scaling,
             ).columns  # fmt: skip
 
-        for classes in slices(0, self._classes, blocks.classes):
-            logits = blocks.logits(hidden, classes)
-            blocks.each(functools.partial(accumulate, classes.start), logits, slice(0, len(hidden)))
-        self._keep(of_rows, shards.statistics_of(state, of_rows), rows)
+        tiles.each(accumulate, hidden)
+        self._keep(of_rows, shards.statistics_of(functools.reduce(LseState.merge, states), of_rows), rows)
 
     def _keep(self, of_rows, found, rows):
         self._losses[rows] = of_rows.row_losses(found)

@@ -12,7 +12,7 @@ from fastxent.rows import as_rows, classes_last, points, put
 
 def cross_entropy(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: arguments.Targets,
     *,
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
@@ -25,6 +25,7 @@ def cross_entropy(
     denominator: float | None = None,
     return_lse: bool = False,
     axis: int = -1,
+    check: bool = False,
     backend: str | None = None,
 ) -> Any:
     r"""Cross entropy of targets under logits, in nats.
@@ -70,8 +71,11 @@ def cross_entropy(
         Whether to return each row's logsumexp too: of shape (...), in nats, NaN where a row is not read.
     axis : int
         Where the classes are; 1 for logits (N, V, d1, ...) as torch has them.
+    check : bool
+        For arrays on a device: wait, and raise the IndexError of this call instead of a later one. Targets of the host
+        are always checked.
     backend : str, optional
-        A name from `fastxent.backends`; by default FASTXENT_BACKEND, else the fastest.
+        A name from `fastxent.backends`; by default FASTXENT_BACKEND, else "cpu".
 
     Returns
     -------
@@ -87,6 +91,9 @@ def cross_entropy(
         If an argument has the wrong dtype, shape or value.
     BackendUnavailableError
         If the backend cannot run here.
+    NotImplementedError
+        For arrays on a device: if targets are a tuple, class indices other than int64 and int32, or probabilities of
+        another dtype than the loss that are not torch's or cupy's; if the device is not the first GPU.
 
     Examples
     --------
@@ -107,17 +114,24 @@ def cross_entropy(
         return_lse=return_lse,
         axis=axis,
     )
-    problem = arguments.normalise(logits, targets, options)
-    of_rows, verbs = terms.of(problem), backends.choose(backend)
+    if checks.is_on_device(logits):
+        return backends.for_device(backend).cross_entropy(logits, targets, options, check=check)
+    return loss_of(arguments.normalise(logits, targets, options), backends.choose(backend))
+
+
+def loss_of(problem, verbs):
+    """What `cross_entropy` returns for a checked problem, by the verbs of a backend."""
+    of_rows = terms.of(problem)
     return of_rows.loss(verbs.statistics(problem.logits, of_rows.targets, **of_rows.kernel_options()))
 
 
 def cross_entropy_with_grad(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: arguments.Targets,
     *,
     grad_output: ArrayLike = 1.0,
     out: NDArray | None = None,
+    check: bool = False,
     backend: str | None = None,
     **options: Any,
 ) -> Any:
@@ -135,14 +149,17 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits, targets, backend, **options
+    logits, targets, check, backend, **options
         As for `cross_entropy`.
-    grad_output : float, or array of shape (...) for reduction "none"
+    grad_output : float, or array of shape (...) for reduction "none"; on a device 1.0, or an array there
         The upstream gradient of the returned loss; it scales before the result is rounded.
     out : ndarray, optional
         Where the gradient goes: of the logits' shape, their dtype or float32 or float64; ``logits`` itself for a
         gradient in place. Fastest where it is C-contiguous and the classes are its last axis. A mean over many rows is
         small: float16 may round it to 0, float32 does not.
+        After Ctrl-C it holds the gradient in its first rows, each whole, and in the others what it held before; with
+        ``logits`` as ``out`` those are logits still, and the call cannot be repeated. Targets of a few probabilities
+        have their own entries written last of all: interrupted, no row is the gradient there.
 
     Returns
     -------
@@ -153,8 +170,9 @@ def cross_entropy_with_grad(
 
     Raises
     ------
-    IndexError, TypeError, ValueError, BackendUnavailableError
-        As `cross_entropy`, and for a bad ``grad_output`` or ``out``; always before anything is written.
+    IndexError, TypeError, ValueError, BackendUnavailableError, NotImplementedError
+        As `cross_entropy`, and for a bad ``grad_output`` or ``out``; before anything is written, but for the IndexError
+        of targets on a device, whose rows are NaN then.
 
     Examples
     --------
@@ -162,31 +180,54 @@ def cross_entropy_with_grad(
     >>> fastxent.cross_entropy_with_grad(np.float32([[20, 0]]), [0])
     (np.float32(2.0611537e-09), array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32))
     """
+    if checks.is_on_device(logits):
+        return backends.for_device(backend).cross_entropy_with_grad(
+            logits, targets, options, grad_output=grad_output, out=out, check=check
+        )
     problem = arguments.normalise(logits, targets, options)
-    axis = problem.options.axis
     dlogits = checks.read_out(out, checks.read_array(logits))
-    if out is not None and isinstance(targets, np.ndarray) and np.may_share_memory(out, targets):
-        raise ValueError("out must not overlap targets, which are read while it is written")
+    if out is not None:
+        checks.refuse_overlap(out, targets)
     grad_output = checks.read_grad_output(grad_output, problem.options.reduction, problem.shape).reshape(-1)
-    of_rows, rows = terms.of(problem), as_rows(classes_last(dlogits, axis))
-    statistics = backends.choose(backend).statistics_and_gradient(
+    loss = loss_and_gradient_of(problem, grad_output, dlogits, backends.choose(backend))
+    return (*loss, dlogits) if problem.options.return_lse else (loss, dlogits)
+
+
+def loss_and_gradient_of(problem, grad_output, dlogits, verbs):
+    """As `loss_of`, and the gradient for an upstream one, float64 (N,) or (1,), is written to ``dlogits``."""
+    of_rows, rows = terms.of(problem), as_rows(classes_last(dlogits, problem.options.axis))
+    statistics = verbs.statistics_and_gradient(
         problem.logits, of_rows.targets, of_rows.coefficients(grad_output), rows, **of_rows.kernel_options()
     )
     of_rows.correct(rows, statistics, grad_output)
-    loss = of_rows.loss(statistics)
-    return (*loss, dlogits) if problem.options.return_lse else (loss, dlogits)
+    return of_rows.loss(statistics)
 
 
 def cross_entropy_grad(
     logits: ArrayLike,
-    targets: ArrayLike,
+    targets: arguments.Targets,
     *,
     grad_output: ArrayLike = 1.0,
     out: NDArray | None = None,
     backend: str | None = None,
     **options: Any,
 ) -> NDArray:
-    """The gradient of `cross_entropy` with respect to the logits; see `cross_entropy_with_grad`.
+    """The gradient of `cross_entropy` with respect to the logits; its formula is that of `cross_entropy_with_grad`.
+
+    Parameters
+    ----------
+    logits, targets, grad_output, out, backend, **options
+        As for `cross_entropy_with_grad`, without ``return_lse``.
+
+    Returns
+    -------
+    dlogits : ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given; rounded once to its dtype.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError, NotImplementedError
+        As `cross_entropy_with_grad`, and a TypeError for ``return_lse``.
 
     Examples
     --------
@@ -252,7 +293,29 @@ def nll_loss_grad(
     grad_output: ArrayLike = 1.0,
     out: NDArray | None = None,
 ) -> NDArray:
-    """The gradient of `nll_loss` with respect to the log-probabilities: -w_t at the target, 0 elsewhere.
+    r"""The gradient of `nll_loss` with respect to the log-probabilities: :math:`-g w_t` at the target, 0 elsewhere.
+
+    g is the upstream gradient of the row's loss; a mean's is divided by the sum of the counted rows' weights.
+
+    Parameters
+    ----------
+    log_probs, targets, weight, ignore_index, reduction, axis
+        As for `nll_loss`.
+    grad_output : float, or array of shape (...) for reduction "none"
+        The upstream gradient of the returned loss.
+    out : ndarray, optional
+        Where the gradient goes: of the shape of ``log_probs``, their dtype or float32 or float64; ``log_probs`` itself
+        in place.
+
+    Returns
+    -------
+    ndarray of the shape and dtype of ``log_probs``, float32 for float8
+        ``out`` if it was given.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As `nll_loss`, and for a bad ``grad_output`` or ``out``; always before anything is written.
 
     Examples
     --------
@@ -272,6 +335,8 @@ def nll_loss_grad(
 
 
 def _nll_problem(log_probs, targets, weight, ignore_index, reduction, axis):
+    if isinstance(targets, tuple):
+        raise TypeError("targets must be integer class indices, not a tuple")
     if np.asarray(targets).dtype.kind not in "iu":
         raise TypeError(f"targets must be integer class indices, not {np.asarray(targets).dtype}")
     options = {"weight": weight, "ignore_index": ignore_index, "reduction": reduction, "axis": axis}

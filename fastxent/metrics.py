@@ -105,6 +105,11 @@ def measure(scores, by=None, *, word_counts=None, byte_counts=None):
     word_counts, byte_counts : float, or array_like with one number a group in the order of `Metrics.group`
         How many words and bytes the rows of a group stand for.
 
+    Returns
+    -------
+    Metrics
+        An entry for each group, in the order of their names; without ``by`` one for all rows.
+
     Raises
     ------
     ValueError
@@ -249,6 +254,17 @@ def calibrate(scores, bins=15):
     """`Calibration` of scores with at least their largest class (``top_k`` 1 or more).
 
     Source: Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks, 2017, equation 5.
+
+    Parameters
+    ----------
+    scores : fastxent.Scores
+        The rows that are valid and whose log-probability is a number count.
+    bins : int
+        How many, of equal width in [0, 1].
+
+    Returns
+    -------
+    Calibration
 
     Raises
     ------

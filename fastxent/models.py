@@ -145,9 +145,7 @@ class ModelComparison:
             rows=int(known.sum()),
             left_out=int((self.valid & ~known).sum()),
             kl_mean=_mean(kl),
-            kl_percentiles={
-                str(q): float(np.percentile(kl, q, method="lower")) if kl.size else math.nan for q in _PERCENTILES
-            },
+            kl_percentiles={str(q): _percentile(kl, q) for q in _PERCENTILES},
             js_mean=_mean(js),
             same_argmax=_mean(self.same_argmax[known]),
             probability_change_mean=_mean(change),

@@ -1,4 +1,7 @@
-"""A digest of scores as one HTML file that needs no network: tables by Jinja, pictures by Matplotlib as inline SVG."""
+"""A digest of scores as one HTML file that needs no network: tables by Jinja, pictures by Matplotlib as inline SVG.
+
+The layout serves the pages of `fastxent.bench` too.
+"""
 
 import importlib
 import io
@@ -28,6 +31,7 @@ _TEMPLATE = """<!doctype html>
   .pictures svg { max-width: 100%; height: auto; }
   .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
   th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #e6e9ed; white-space: nowrap; }
+  .dense { font-size: .85rem; } .dense th, .dense td { padding: .25rem .45rem; }
   th { color: #5a6472; font-weight: 500; } td:first-child, th:first-child { text-align: left; }
   .note { color: #5a6472; }
 </style>
@@ -42,7 +46,8 @@ _TEMPLATE = """<!doctype html>
 {% for heading, note, columns, rows in tables %}
 <h2>{{ heading }}</h2>
 {% if note %}<p class="note">{{ note }}</p>{% endif %}
-<div class="wide"><table><thead><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
+<div class="wide"><table{% if columns | length > 9 %} class="dense"{% endif %}>
+<thead><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% endfor %}
@@ -58,7 +63,7 @@ class MissingPackageError(ImportError):
 def check():
     """A MissingPackageError without Matplotlib or Jinja."""
     for name in ("matplotlib.figure", "jinja2"):
-        _package(name)
+        require(name)
 
 
 def render(digest, title, subtitle):
@@ -69,17 +74,26 @@ def render(digest, title, subtitle):
     MissingPackageError
         Without Matplotlib or Jinja.
     """
-    environment = _package("jinja2").Environment(autoescape=True)
+    pictures = [_losses(digest), *([_calibration(digest.calibration)] if digest.calibration else [])]
+    return lay_out(title, subtitle, _figures(digest), pictures, list(_tables(digest)))
+
+
+def lay_out(title, subtitle, figures, pictures, tables):
+    """A page as text: figures are ``label, value``, pictures SVG, tables ``heading, note, columns, rows``.
+
+    Raises
+    ------
+    MissingPackageError
+        Without Jinja.
+    """
+    environment = require("jinja2").Environment(autoescape=True)
     return environment.from_string(_TEMPLATE).render(
-        title=title,
-        subtitle=subtitle,
-        figures=_figures(digest),
-        pictures=[_losses(digest), *([_calibration(digest.calibration)] if digest.calibration else [])],
-        tables=list(_tables(digest)),
+        title=title, subtitle=subtitle, figures=figures, pictures=pictures, tables=tables
     )
 
 
-def _package(name):
+def require(name):
+    """The module ``name``, or a MissingPackageError that says how to have it."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -158,12 +172,12 @@ def _group_table(groups, most=200):
 
 
 def _drawing(size, draw):
-    figure = _package("matplotlib.figure").Figure(figsize=size, layout="constrained")
+    figure = require("matplotlib.figure").Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     draw(axes)
     axes.spines[["top", "right"]].set_visible(False)
     text = io.StringIO()
-    with _package("matplotlib").rc_context({"svg.hashsalt": "fastxent", "svg.fonttype": "none"}):
+    with require("matplotlib").rc_context({"svg.hashsalt": "fastxent", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 

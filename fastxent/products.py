@@ -42,23 +42,25 @@ class Layer:
         """K."""
         return self.weight.shape[1]
 
-    def class_tiles(self, classes):
-        """Slices that cover the slice ``classes``: a tile of logits each."""
-        step = _CLASSES if readable(self.weight, self.dtype) else max(1, min(_CLASSES, _PIECE // self.width))
-        return slices(classes.start, classes.stop, step)
-
-    def logits(self, workers, hidden, classes, out):
+    def logits(self, hidden, classes, out):
         """The logits of readable hidden states (n, K) and a slice of classes, written to ``out`` (n, c)."""
+        count = classes.stop - classes.start
+        step = count if readable(self.weight, self.dtype) else max(1, min(_CLASSES, _PIECE // self.width))
+        for part in slices(0, count, step):
+            weight = self.weight[classes.start + part.start : classes.start + part.stop]
+            np.matmul(hidden, taken(weight, self.dtype).T, out=out[:, part])
+        if self.bias is not None:
+            out += self.bias[classes]
 
-        def product(tile):
-            rows, part = tile
-            place = out[rows, part.start - classes.start : part.stop - classes.start]
-            np.matmul(hidden[rows], taken(self.weight[part], self.dtype).T, out=place)
-            if self.bias is not None:
-                place += self.bias[part]
+    def all_logits(self, workers, hidden, out):
+        """`logits` of all classes, tile by tile."""
 
-        rows = slices(0, len(hidden), _ROWS)
-        workers.run((product, [(these, part) for part in self.class_tiles(classes) for these in rows]))
+        def tile(place):
+            rows, classes = place
+            self.logits(hidden[rows], classes, out[place])
+
+        rows, classes = (slices(0, size, step) for size, step in zip(out.shape, (_ROWS, _CLASSES), strict=True))
+        workers.run((tile, [(these, part) for part in classes for these in rows]))
 
 
 def readable(array, dtype):
@@ -78,24 +80,26 @@ def taken(array, dtype):
 class Gradients:
     """Where the gradients of a `Layer` are summed, block of rows after block: logits' gradients in, products out.
 
-    ``dhidden`` (N, K), ``dweight`` (V, K) and ``dbias`` (V,) or None are C-contiguous. Where there are several blocks,
-    what is narrower than the layer's dtype is summed apart and rounded once.
+    ``dhidden`` (N, K), ``dweight`` (V, K) and ``dbias`` (V,) are C-contiguous, or None where nobody wants them. Where
+    there are several blocks, what is narrower than the layer's dtype is summed apart and rounded once.
     """
 
     def __init__(self, layer, dhidden, dweight, dbias, blocks):
         self._layer, self._dhidden, self._dweight, self._dbias = layer, dhidden, dweight, dbias
-        apart = blocks > 1 and dweight.dtype.itemsize < layer.dtype.itemsize
+        apart = dweight is not None and blocks > 1 and dweight.dtype.itemsize < layer.dtype.itemsize
         self._sum = np.empty(dweight.shape, layer.dtype) if apart else dweight
         self._bias_sum = None if dbias is None else np.zeros(dbias.shape)
         self._first = True
-        if not blocks:
+        if not blocks and dweight is not None:
             self._sum[...] = 0
 
     def add(self, workers, rows, hidden, dlogits):
         """The gradients of a block: its rows, a slice or indices, their readable hidden states, and dlogits (n, V)."""
-        layer = self._layer
-        direct = isinstance(rows, slice) and self._dhidden.dtype == layer.dtype
-        dhidden = self._dhidden[rows] if direct else np.empty(hidden.shape, layer.dtype)
+        layer, work = self._layer, []
+        dhidden: Any = None
+        if self._dhidden is not None:
+            direct = isinstance(rows, slice) and self._dhidden.dtype == layer.dtype
+            dhidden = self._dhidden[rows] if direct else np.empty(hidden.shape, layer.dtype)
         whole = readable(layer.weight, layer.dtype)
         parts = slices(0, len(layer.weight), len(layer.weight) if whole else max(1, _PIECE // _COLUMNS))
 
@@ -107,27 +111,32 @@ class Gradients:
                 else:
                     dhidden[:, columns] += dlogits[:, part] @ weight
 
-        def of_weight(part):
+        def of_classes(part):
+            if self._bias_sum is not None:
+                self._bias_sum[part] += dlogits[:, part].sum(axis=0, dtype=np.float64)
+            if self._sum is None:
+                return
             if self._first and self._sum.dtype == layer.dtype:
                 np.matmul(dlogits[:, part].T, hidden, out=self._sum[part])
             elif self._first:
                 self._sum[part] = dlogits[:, part].T @ hidden
             else:
                 self._sum[part] += dlogits[:, part].T @ hidden
-            if self._bias_sum is not None:
-                self._bias_sum[part] += dlogits[:, part].sum(axis=0, dtype=np.float64)
 
-        tiles = slices(0, len(layer.weight), max(1, min(_CLASSES, _PIECE // layer.width)))
-        columns = -(-layer.width // -(-layer.width // _COLUMNS))
-        workers.run((of_hidden, slices(0, layer.width, columns)), (of_weight, tiles))
+        if dhidden is not None:
+            columns = -(-layer.width // -(-layer.width // _COLUMNS))
+            work.append((of_hidden, slices(0, layer.width, columns)))
+        if self._sum is not None or self._bias_sum is not None:
+            work.append((of_classes, slices(0, len(layer.weight), max(1, min(_CLASSES, _PIECE // layer.width)))))
+        workers.run(*work)
         self._first = False
-        if not direct:
+        if dhidden is not None and not direct:
             with np.errstate(over="ignore"):
                 self._dhidden[rows] = dhidden
 
     def finish(self, counted):
         """What was summed apart goes where it belongs, and zeros to the rows that do not count."""
-        if counted is not True:
+        if counted is not True and self._dhidden is not None:
             self._dhidden[~counted] = 0
         with np.errstate(over="ignore"):
             if self._sum is not self._dweight:

@@ -107,13 +107,18 @@ FLOAT32 = _constants(np.float32, np.int32, 23, _EXP2_FLOAT32, _TANH_FLOAT32, _di
 FLOAT64 = _constants(np.float64, np.int64, 52, _EXP2_FLOAT64, _TANH_FLOAT64, _divergence_series(18, 11), 2.0**49)
 
 
+def _exactly(number):
+    """Any real number, NumPy's too, as a fraction."""
+    return number if isinstance(number, Fraction) else Fraction(float(number))
+
+
 @functools.lru_cache
 def rate(real, softcap=None, temperature=1.0):
     """``high, low, nats``: nats a unit of a logit, softcap / temperature, and nats log2(e) in two parts.
 
     With a softcap the logits are tanh(x / softcap), and the cap is part of the unit.
     """
-    nats = Fraction(1.0 if softcap is None else softcap) / Fraction(temperature)
+    nats = _exactly(1.0 if softcap is None else softcap) / _exactly(temperature)
     high = real(float(nats * _LOG2E))
     return high, real(float(nats * _LOG2E - Fraction(float(high)))), real(float(nats))
 
@@ -207,15 +212,21 @@ def build_terms(ops, real):
     shifted = getattr(ops, "shifted", shifted_by_operator)
 
     @function
+    def exp_of_fraction(x, rate, magic, floor):
+        """``power, k``: exp(a x) 2**-c is power 2**n, and the last bits of k are those of n + bias, 0 at the floor."""
+        x = at_least(x, floor)
+        k = fma(x, rate[0], magic)
+        f = fma(x, rate[1], fma(x, rate[0], magic - k))
+        return exp2_of_fraction(f), k
+
+    @function
     def exp_parts(x, rate, magic, floor):
         """``power, scale`` with ``power * scale = exp(a x) 2**-c``, and exactly 0 from 2**-(bias - 1/2) down.
 
         ``magic`` and ``floor`` stand for c and come from `reference`.
         """
-        x = at_least(x, floor)
-        k = fma(x, rate[0], magic)
-        f = fma(x, rate[1], fma(x, rate[0], magic - k))
-        return exp2_of_fraction(f), shifted(k, shift)
+        power, k = exp_of_fraction(x, rate, magic, floor)
+        return power, shifted(k, shift)
 
     @function
     def reference(peak, rate):
@@ -310,6 +321,7 @@ def build_terms(ops, real):
         return kl, half * where(near, both * (square * entropy_of_half(square)), far)
 
     return SimpleNamespace(
+        exp_of_fraction=exp_of_fraction,
         exp_parts=exp_parts,
         reference=reference,
         rescale=rescale,
@@ -406,9 +418,10 @@ def build_rows(ops):
         """log(1 + others / exp(a target_logit)), the sum being that of the other classes: nothing cancels."""
         power, n = exp_split(target_logit - base, rate)
         ahead = where(total == 0.0, 0.0, exponent - n)
-        ratio = (total / power) * power_of_two(clip(ahead, -2048.0, 900.0))
-        value = log1p(ratio) + LN2 * clip(ahead - 900.0, 0.0, np.inf)
-        value = where(ahead > 2.0**40, (base - target_logit) * rate[2] + LN2 * exponent, value)
+        far = ahead > 2.0**48  # beyond, `exp_split` holds n; a total of 2**-64 still counts beside the 1
+        ratio = where(far, total * 2.0**64, (total / power) * power_of_two(clip(ahead, -2048.0, 900.0)))
+        octaves = where(far, exponent - 64.0, clip(ahead - 900.0, 0.0, np.inf))
+        value = log1p(ratio) + LN2 * octaves + where(far, (base - target_logit) * rate[2], 0.0)
         hopeless = where(total > 0.0, np.inf, np.nan)
         return where(target_logit < np.inf, where(target_logit > -np.inf, value, hopeless), np.nan)
 

@@ -42,6 +42,7 @@ def score(
     ----------
     logits : array_like of float16, bfloat16, float8, float32 or float64, shape (..., V); or an iterator
         Memory maps too. An iterator gives such arrays one after another, whose rows together are those of the targets.
+        Logits on a CUDA device stay there, and the call waits for them; targets and scores are the host's.
     targets : array_like of integers, shape (...)
         Class indices in [0, V), or ``ignore_index``.
     top_k : int
@@ -76,6 +77,8 @@ def score(
         If an argument has the wrong dtype, shape or value.
     BackendUnavailableError
         If the backend cannot run here.
+    NotImplementedError
+        If the logits are on another GPU than the first.
 
     Examples
     --------
@@ -87,8 +90,13 @@ def score(
     ([1, 2], [True, False], [[0, 1], [2, 1]])
     """
     options = arguments.ScoreOptions(top_k, ignore_index, temperature, softcap, shift)
-    verbs, targets = backends.choose(backend), np.asarray(targets)
-    shape, dtype, blocks = blocks_of(logits, targets.shape, axis, None if progress is None else _PIECE)
+    targets = np.asarray(targets)
+    if checks.is_on_device(logits):
+        shape, rows = backends.for_device(backend).ready(logits, axis)
+        verbs, dtype, blocks = backends.get("cuda"), rows.dtype, iter([rows])
+    else:
+        verbs = backends.choose(backend)
+        shape, dtype, blocks = blocks_of(logits, targets.shape, axis, None if progress is None else _PIECE)
     marked, wanted = arguments.read_score_targets(shape, targets, ids, options, axis)
     records, done = np.empty(marked.size, record_dtype(dtype, top_k, 0 if wanted is None else wanted.shape[1])), 0
     for block in blocks:

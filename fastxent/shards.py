@@ -36,6 +36,16 @@ from fastxent.rows import as_rows, points
 from fastxent.score_state import ScoreState
 from fastxent.state import ABSENT, IGNORED, LseState, Statistics, check_alike, in_block
 
+__all__ = [
+    "accumulate",
+    "accumulate_scores",
+    "finalize",
+    "finalize_scores",
+    "gradient",
+    "row_weights",
+    "target_logits",
+]
+
 
 def accumulate(
     block: ArrayLike,
@@ -81,8 +91,18 @@ def accumulate(
         If a target is out of range.
     TypeError, ValueError
         If an argument has the wrong dtype, shape or value.
-    NotImplementedError
-        If the backend lacks an option.
+    BackendUnavailableError
+        If the backend cannot run here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastxent import shards
+    >>> logits, targets = np.float32([[20, 0, 0, 0]]), [0]
+    >>> state = shards.accumulate(logits[:, :2], targets)
+    >>> state = shards.accumulate(logits[:, 2:], targets, vocab_start=2, state=state)
+    >>> state.nll()
+    array([6.18346085e-09])
     """
     rows, of_rows = _read(block, targets, vocab_start, classes, options)
     softcap, temperature = of_rows.options.softcap, of_rows.options.temperature
@@ -165,8 +185,16 @@ def gradient(
 
     Raises
     ------
-    IndexError, TypeError, ValueError, NotImplementedError
+    IndexError, TypeError, ValueError, BackendUnavailableError
         As `accumulate` and `finalize`; always before anything is written.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastxent import shards
+    >>> block, targets = np.zeros((1, 4)), [1]
+    >>> shards.gradient(block, targets, shards.accumulate(block, targets))
+    array([[ 0.25, -0.75,  0.25,  0.25]])
     """
     written = checks.read_out(out, checks.read_array(block))
     rows, of_rows = _read(block, targets, vocab_start, classes, options)
@@ -180,7 +208,22 @@ def gradient(
 
 
 def row_weights(targets: ArrayLike, *, classes: int | None = None, **options: Any) -> NDArray[np.float64]:
-    """What each row counts in a mean, float64 of the targets' shape: the divisor of `finalize` is their sum.
+    """What each row counts in a mean: the divisor of `finalize` is their sum, unless ``denominator`` is given.
+
+    Parameters
+    ----------
+    targets, classes, **options
+        As for `accumulate`; ``weight``, ``sample_weight`` and ``ignore_index`` matter here.
+
+    Returns
+    -------
+    ndarray of float64, of the targets' shape
+        0 where a target is ignored.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As `accumulate`.
 
     Examples
     --------
@@ -195,8 +238,23 @@ def row_weights(targets: ArrayLike, *, classes: int | None = None, **options: An
 
 
 def target_logits(block: ArrayLike, targets: ArrayLike, *, vocab_start: int = 0) -> NDArray[np.float64]:
-    """The logit of each row's target where it lies in this block, float64 of the targets' shape; -inf where it does
-    not. `numpy.maximum` merges those of all blocks. So many elements are read, not the block.
+    """The logit of each row's target where it lies in this block. So many elements are read, not the block.
+
+    Parameters
+    ----------
+    block, targets, vocab_start
+        As for `accumulate`; no target is held to a range.
+
+    Returns
+    -------
+    ndarray of float64, of the targets' shape
+        -inf where the target is no class of this block; `numpy.maximum` merges those of all blocks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the block has the wrong dtype, or no classes; if targets are no class indices of its rows; if
+        ``vocab_start`` is no whole number from 0 on.
 
     Examples
     --------
@@ -205,7 +263,10 @@ def target_logits(block: ArrayLike, targets: ArrayLike, *, vocab_start: int = 0)
     >>> shards.target_logits(np.eye(2), [1, 3], vocab_start=1)
     array([  1., -inf])
     """
-    rows, targets = as_rows(checks.read_logits(block)), np.asarray(targets)
+    logits, targets = checks.read_logits(block), np.asarray(targets)
+    arguments.check_targets(targets.shape, targets.dtype, logits.shape)
+    _check_start(vocab_start)
+    rows = as_rows(logits)
     place = targets.reshape(-1).astype(np.int64) - vocab_start
     here = (place >= 0) & (place < rows.shape[1])
     found = points(rows, np.where(here, place, 0)[:, None])[:, 0].astype(np.float64)
@@ -240,11 +301,21 @@ def accumulate_scores(
     Returns
     -------
     ScoreState
+        It keeps the ``top_k`` largest classes, one at least; states of all blocks are merged by `ScoreState.merge`.
 
     Raises
     ------
-    IndexError, TypeError, ValueError, NotImplementedError
-        As `accumulate`.
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As `accumulate`, and for a bad ``own`` or ``top_k``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastxent import shards
+    >>> logits, targets = np.log([[0.5, 0.125, 0.375]]), [1]
+    >>> state = shards.accumulate_scores(logits, targets, shards.target_logits(logits, targets), top_k=2)
+    >>> state.ids, state["above"]
+    (array([[0., 2.]]), array([2.]))
     """
     scaling = {"softcap": softcap, "temperature": temperature}
     rows, of_rows = _read(block, targets, vocab_start, classes, scaling | {"ignore_index": ignore_index})
@@ -296,12 +367,27 @@ def finalize_scores(
     dtype : dtype
         Of the logits: floats are float64 for float64, else float32.
 
+    Returns
+    -------
+    Scores
+        Of the targets' shape, without ``id_log_probs``.
+
     Raises
     ------
     ValueError
-        If a target lies in no block, or in two, or the state keeps fewer classes.
+        If a target lies in no block, or in two, or the state keeps fewer classes or has another number of rows.
     IndexError, TypeError
         As `accumulate`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastxent import shards
+    >>> logits, targets = np.log([[0.5, 0.125, 0.375]]), [1]
+    >>> state = shards.accumulate_scores(logits, targets, shards.target_logits(logits, targets), top_k=2)
+    >>> scores = shards.finalize_scores(state, targets, top_k=2)
+    >>> scores.rank, scores.top_ids
+    (array([3]), array([[0, 2]]))
     """
     targets = np.asarray(targets)
     of_rows = _terms(targets.shape, targets, 0, None, {"ignore_index": ignore_index})
@@ -322,11 +408,15 @@ def _without_mass(rows, which):
     return empty
 
 
+def _check_start(vocab_start):
+    if isinstance(vocab_start, bool) or operator.index(vocab_start) < 0:
+        raise ValueError(f"vocab_start must be a whole number from 0 on; got {checks.shown(vocab_start)}")
+
+
 def _read(block, targets, vocab_start, classes, options):
     """The rows of a block, and the terms of the problem that all classes make."""
     block = checks.read_logits(block)
-    if isinstance(vocab_start, bool) or operator.index(vocab_start) < 0:
-        raise ValueError(f"vocab_start must be a whole number from 0 on; got {vocab_start!r}")
+    _check_start(vocab_start)
     return as_rows(block), _terms(block.shape[:-1], targets, vocab_start + block.shape[-1], classes, options)
 
 
@@ -335,7 +425,8 @@ def _terms(batch, targets, stop, classes, options):
     if isinstance(targets, tuple) or (targets := np.asarray(targets)).dtype.kind not in "iu":
         raise TypeError("targets of shards must be class indices, integers; probabilities need whole rows")
     if options.get("axis", -1) != -1:
-        raise ValueError(f"axis must be -1: the classes of a block are its last axis; got {options['axis']!r}")
+        axis = checks.shown(options["axis"])
+        raise ValueError(f"axis must be -1: the classes of a block are its last axis; got {axis}")
     if classes is None:
         classes = _classes_of(targets, stop, options)
     if stop > classes:

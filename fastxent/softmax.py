@@ -1,5 +1,6 @@
 """logsumexp, log_softmax and softmax over any axes, with a mask and a scale, and their vector-Jacobian products."""
 
+import sys
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ def logsumexp(
     ------
     TypeError, ValueError, BackendUnavailableError
         As for `fastxent.cross_entropy`.
+    NotImplementedError
+        For logits on a device, with ``where`` or an ``axis`` that is None or a tuple, or on another GPU than the first.
 
     Examples
     --------
@@ -52,9 +55,12 @@ def logsumexp(
     >>> fastxent.logsumexp(np.zeros((2, 4)))
     array([1.38629436, 1.38629436])
     """
+    if checks.is_on_device(logits):
+        return _on_device("logsumexp", logits, axis, scale, where, backend, keepdims=keepdims)
     rows = checks.read_rows(logits, axis, where)
-    lse = backends.choose(backend).logsumexp(rows.logits, temperature=_temperature(scale))
-    return lse.astype(checks.loss_dtype(rows.logits.dtype)).reshape(rows.reduced_shape(keepdims))[()]
+    lse = backends.choose(backend).logsumexp(rows.logits, temperature=temperature_of(scale))
+    with np.errstate(over="ignore"):
+        return lse.astype(checks.loss_dtype(rows.logits.dtype)).reshape(rows.reduced_shape(keepdims))[()]
 
 
 def log_softmax(
@@ -80,12 +86,13 @@ def log_softmax(
     Returns
     -------
     ndarray of the logits' shape and dtype, float32 for float8
-        -inf where a logit is left out.
+        ``out`` if it was given. -inf where a logit is left out; NaN in rows that are all -inf or left out, or hold +inf
+        or NaN.
 
     Raises
     ------
-    TypeError, ValueError, BackendUnavailableError
-        As for `fastxent.cross_entropy`.
+    TypeError, ValueError, BackendUnavailableError, NotImplementedError
+        As for `logsumexp`, and for a bad ``out``.
 
     Examples
     --------
@@ -107,8 +114,21 @@ def softmax(
 ) -> NDArray:
     """exp(scale * logits) / sum(exp(scale * logits)): probabilities.
 
-    Parameters, result and errors as for `log_softmax`; 0 where a logit is left out. Rows that are all -inf or left out,
-    or hold +inf or NaN, give NaN.
+    Parameters
+    ----------
+    logits, axis, scale, where, out, backend
+        As for `log_softmax`.
+
+    Returns
+    -------
+    ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given. 0 where a logit is left out; NaN in rows that are all -inf or left out, or hold +inf or
+        NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError, NotImplementedError
+        As for `log_softmax`.
 
     Examples
     --------
@@ -138,7 +158,22 @@ def logsumexp_grad(
 ) -> NDArray:
     """The gradient of `logsumexp`: scale * grad_output * softmax(scale * logits).
 
-    ``grad_output`` has the shape of the result with or without the axes summed over, or broadcasts to it.
+    Parameters
+    ----------
+    logits, axis, scale, where, out, backend
+        As for `softmax`; on the host.
+    grad_output : array_like, of the shape of the result with or without the axes summed over, or broadcast to it
+        The upstream gradient.
+
+    Returns
+    -------
+    ndarray of the logits' shape and dtype, float32 for float8
+        ``out`` if it was given. 0 where a logit is left out; NaN in rows whose softmax is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `softmax`, and for a bad ``grad_output``.
 
     Examples
     --------
@@ -166,7 +201,25 @@ def log_softmax_grad(
 ) -> NDArray:
     """The vector-Jacobian product of `log_softmax`: scale * (g - softmax * sum(g)) with g = ``grad_output``, (..., V).
 
-    A logit left out has gradient 0, and its g counts for nothing.
+    Taken as (1 - softmax) * g - softmax * (sum(g) - g), with 1 - softmax of the largest logit the sum of the others: a
+    confident row keeps its digits. A logit left out has gradient 0, and its g counts for nothing.
+
+    Parameters
+    ----------
+    logits, axis, scale, where, out, backend
+        As for `logsumexp_grad`.
+    grad_output : array_like, broadcast to the logits' shape
+        The upstream gradient.
+
+    Returns
+    -------
+    ndarray
+        As for `logsumexp_grad`.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `logsumexp_grad`.
 
     Examples
     --------
@@ -176,7 +229,7 @@ def log_softmax_grad(
     """
 
     def product(p, g):
-        return g - p * g.sum(axis=1, keepdims=True)
+        return probmath.complement(p) * g - p * (probmath.total(g) - g)
 
     return _vector_jacobian(product, logits, grad_output, axis, scale, where, out, backend)
 
@@ -193,6 +246,21 @@ def softmax_grad(
 ) -> NDArray:
     """The vector-Jacobian product of `softmax`: scale * p * (g - sum(p * g)) with g = ``grad_output``, (..., V).
 
+    Parameters
+    ----------
+    logits, grad_output, axis, scale, where, out, backend
+        As for `log_softmax_grad`.
+
+    Returns
+    -------
+    ndarray
+        As for `logsumexp_grad`.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `logsumexp_grad`.
+
     Examples
     --------
     >>> import numpy as np, fastxent
@@ -202,13 +270,30 @@ def softmax_grad(
     return _vector_jacobian(probmath.centred, logits, grad_output, axis, scale, where, out, backend)
 
 
-def _temperature(scale):
-    """1 / scale, exactly."""
-    return 1 / Fraction(checks.read_positive("scale", scale))
+def temperature_of(scale):
+    """1 / scale, exactly; a TypeError or ValueError if that is no temperature."""
+    if not checks.read_positive("scale", scale) < checks.LARGEST_SCALE:
+        raise ValueError(f"scale must be less than {checks.LARGEST_SCALE:.0e}; got {scale}")
+    temperature = 1 / Fraction(float(scale))
+    if temperature > Fraction(sys.float_info.max):
+        raise ValueError(f"scale must be at least {1 / sys.float_info.max:.3g}; got {scale}")
+    return temperature
+
+
+def _on_device(function, logits, axis, scale, where, backend, **how):
+    """A function of logits on a CUDA device, whose result is there too."""
+    functions = backends.for_device(backend, "softmaxes")
+    if where is not None:
+        raise NotImplementedError("where must be None for logits on a device: mask them with -inf there")
+    if axis is None or isinstance(axis, tuple):
+        raise NotImplementedError(f"axis must be one for logits on a device; got {axis}")
+    return getattr(functions, function)(logits, temperature_of(scale), axis=axis, **how)
 
 
 def _over_rows(verb, logits, axis, scale, where, out, backend):
-    temperature, (rows, written) = _temperature(scale), _read(logits, axis, where, out)
+    if checks.is_on_device(logits):
+        return _on_device(verb, logits, axis, scale, where, backend, out=out)
+    temperature, (rows, written) = temperature_of(scale), _read(logits, axis, where, out)
     getattr(backends.choose(backend), verb)(rows.logits, written.rows, temperature=temperature)
     return written.array
 
@@ -231,13 +316,14 @@ def _vector_jacobian(product, logits, grad_output, axis, scale, where, out, back
     rows, written = _read(logits, axis, where, out)
     upstream = rows.like(checks.read_like("grad_output", grad_output, rows.array))
     for some, p in _probabilities(rows, scale, backend):
-        written.rows[some] = float(scale) * product(p, rows.where_kept(some, upstream[some]))
+        with np.errstate(invalid="ignore", over="ignore"):
+            written.rows[some] = float(scale) * product(p, rows.where_kept(some, upstream[some]))
     return written.array
 
 
 def _probabilities(rows, scale, backend):
     """``rows, p``: slices of rows and their probabilities in float64, some megabytes at a time."""
-    verbs, temperature = backends.choose(backend), _temperature(scale)
+    verbs, temperature = backends.choose(backend), temperature_of(scale)
     for some in rows.blocks():
         block = rows.logits[some]
         yield some, verbs.softmax(block, np.empty(block.shape), temperature=temperature)

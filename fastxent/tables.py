@@ -8,8 +8,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from fastxent.bench import report
-
 
 def progress():
     """A bar on stderr where that is a terminal."""
@@ -50,16 +48,6 @@ def _bar(share, mark, width=34):
     at = min(width - 1, round(mark * width))
     padded = bar.ljust(width)
     return f"[cyan]{padded[:at]}[/][yellow]│[/][cyan]{padded[at + 1 :]}[/]"
-
-
-def of_comparison(cells):
-    """The cells of one operation on one problem."""
-    table = Table(title=report.title(cells[0]), box=box.SIMPLE)
-    for heading in report.HEADINGS:
-        table.add_column(heading, justify="left" if heading == "" else "right")
-    for row in report.rows(cells):
-        table.add_row(*map(escape, row))
-    return table
 
 
 def of_speed(speed):

@@ -77,7 +77,7 @@ class _Terms(ABC):
     def row_losses(self, statistics):
         """The loss of each row, float64 (N,)."""
         options, problem = self.options, self.problem
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             losses = self.losses(statistics)
             if options.z_loss:
                 losses = losses + np.where(problem.counted, options.z_loss * statistics.lse**2, 0.0)
@@ -95,15 +95,14 @@ class _Terms(ABC):
 
     def upstream(self, grad_output):
         """The gradient of what is returned by a row's loss, over the temperature: (N,), or (1,) for all rows."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            g = grad_output / (self.divisor * self.options.temperature)
-            if self.options.sample_weight is not None:
-                g = g * self.options.sample_weight
-        return np.atleast_1d(g)
+        g = grad_output / (self.divisor * self.options.temperature)
+        if self.options.sample_weight is not None:
+            g = g * self.options.sample_weight
+        return g.reshape(-1)
 
     def coefficients(self, grad_output):
         """`fastxent.state.Coefficients` of the rows."""
-        with np.errstate(invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             g = self.upstream(grad_output)
             hit, smooth, extra = self.parts(g)
             return Coefficients(hit, smooth, extra, 2.0 * self.options.z_loss * g)
@@ -127,8 +126,9 @@ class _Terms(ABC):
     def slope_of_probabilities(self, coefficients, lse, rows):
         """What p is multiplied by in the gradient of the rows of a slice, whose lse is given: (n,) or (1,)."""
         hit, smooth, extra, square = coefficients.of(rows)
-        slope = hit + extra + smooth * self.mass(rows)
-        return slope + square * lse if self.options.z_loss else slope
+        with np.errstate(invalid="ignore", over="ignore"):  # 0 times infinity, where nothing counts
+            slope = hit + extra + smooth * self.mass(rows)
+            return slope + square * lse if self.options.z_loss else slope
 
 
 class IndexTerms(_Terms):
@@ -225,6 +225,7 @@ class SparseTerms(_ProbabilityTerms):
         """R, the same for all rows: that of the ids is in extra."""
         return _class_mass(self) if self.spread is not None else NOUGHT
 
+    @np.errstate(divide="ignore", invalid="ignore", over="ignore")
     def correct(self, dlogits, statistics, grad_output):
         """The entries of the classes named, which the kernel took for any others, written anew."""
         options, g = self.options, self.upstream(grad_output)[:, None]
@@ -233,13 +234,12 @@ class SparseTerms(_ProbabilityTerms):
         spread_mass = self.mass(slice(None))
         square = 2.0 * options.z_loss * g * statistics.lse[:, None] if options.z_loss else 0.0
         mass = self._mass.sum(axis=1, keepdims=True)
-        with np.errstate(invalid="ignore", over="ignore"):
-            gaps = self._gaps(statistics)
-            own, miss = np.exp(-gaps), -np.expm1(-gaps)
-            entries = rowmath.NUMPY_ROWS.at_target(0.0, g, square, mass - self._mass, self._mass, miss, own)
-            entries = entries + smooth * (spread_mass * own - share)
-            counted = np.broadcast_to(self.problem.counted, self.rows)[:, None]
-            put(dlogits, self._ids, entries * self._slopes, self._first & counted)
+        gaps = self._gaps(statistics)
+        own, miss = np.exp(-gaps), -np.expm1(-gaps)
+        entries = rowmath.NUMPY_ROWS.at_target(0.0, g, square, mass - self._mass, self._mass, miss, own)
+        entries = entries + smooth * (spread_mass * own - share)
+        counted = np.broadcast_to(self.problem.counted, self.rows)[:, None]
+        put(dlogits, self._ids, entries * self._slopes, self._first & counted)
         return dlogits
 
     def _gaps(self, statistics):
@@ -255,7 +255,7 @@ class SparseTerms(_ProbabilityTerms):
             return logits.astype(np.float64), 1.0
         real = self.problem.loss_dtype.type
         terms = rowmath.build_terms(rowmath.NumpyOps, rowmath.FLOAT64 if real is np.float64 else rowmath.FLOAT32)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             capped, slopes = terms.tanh_parts(logits.astype(real) * real(1.0 / self.options.softcap))
         return capped.astype(np.float64), slopes.astype(np.float64)
 

@@ -8,6 +8,10 @@ import threading
 def get_num_threads() -> int:
     """The number of threads the CPU kernels use when called from this thread.
 
+    Returns
+    -------
+    int
+
     Examples
     --------
     >>> import fastxent

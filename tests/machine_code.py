@@ -3,6 +3,7 @@
 Works without a GPU, on the disassembler that NVIDIA publishes as Python packages.
 """
 
+import heapq
 import importlib.util
 import os
 import re
@@ -51,6 +52,16 @@ class MachineCode:
         following = [self._following(k, position) for k in range(len(self.instructions))]
         return [[self.instructions[k][2] for k in part] for part in _cycles(following)]
 
+    def shortest_way_round(self, pattern, times):
+        """How many instructions are between one time control comes back and the next, on the shortest way on which so
+        many match the pattern.
+        """
+        position = {at: k for k, (at, *_) in enumerate(self.instructions)}
+        following = [self._following(k, position) for k in range(len(self.instructions))]
+        matches = [re.match(pattern, name) is not None for name in self.names()]
+        ends = [(k, after) for k, edges in enumerate(following) for after in edges if after <= k]
+        return min(_shortest(following, matches, first, last, times) for last, first in ends)
+
     def _following(self, k, position):
         _, predicate, name, text = self.instructions[k]
         operation = name.split(".")[0]
@@ -62,6 +73,22 @@ class MachineCode:
             conditional = predicate or re.search(r"\bU?!?U?P\d", text) or ".DIV" in name
             return [target, *after] if conditional else [target]
         return after
+
+
+def _shortest(following, matches, first, last, times):
+    """Instructions from ``first`` to ``last``, forwards, ``times`` of which match at least; infinity if none do."""
+    ways, seen = [(1, first, int(matches[first]))], set()
+    while ways:
+        length, k, matched = heapq.heappop(ways)
+        if k == last and matched >= times:
+            return length
+        if (k, matched) in seen:
+            continue
+        seen.add((k, matched))
+        for after in following[k]:
+            if k < after <= last:
+                heapq.heappush(ways, (length + 1, after, min(times, matched + matches[after])))
+    return float("inf")
 
 
 def _cycles(following):

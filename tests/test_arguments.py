@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastxent
-from fastxent import checks
+from fastxent import checks, rowmath
 
 LOGITS = np.zeros((3, 4), np.float32)
 TARGETS = np.array([0, 1, 2])
@@ -228,3 +228,57 @@ def test_dlpack_is_read_without_a_copy():
     assert got[0] == want[0]
     np.testing.assert_array_equal(got[1], want[1])
     assert np.shares_memory(checks.read_array(_Exported(logits)), logits)
+
+
+@pytest.mark.parametrize("classes", [1, 7, 300])
+def test_targets_may_have_any_stride(classes):
+    logits, targets = np.random.default_rng(0).standard_normal((20, classes), np.float32), np.arange(20) % classes
+    apart = np.stack([targets, np.zeros(20, np.int64)], axis=1)[:, 0]
+    for given in (apart, targets[::-1].copy()[::-1]):
+        for call in (fastxent.cross_entropy, fastxent.cross_entropy_grad, fastxent.shards.accumulate):
+            want, got = call(logits, targets), call(logits, given)
+            np.testing.assert_array_equal(getattr(got, "columns", got), getattr(want, "columns", want))
+        assert fastxent.score(logits, given) == fastxent.score(logits, targets)
+
+
+def test_gradients_of_hidden_states_are_new_arrays_where_no_out_is_given():
+    hidden, weight = np.eye(2, dtype=np.float32), np.eye(3, 2, dtype=np.float32)
+    _, dhidden, dweight, dbias = fastxent.linear_cross_entropy_with_grad(hidden, weight, [0, 2])
+    assert (dhidden.shape, dweight.shape, dbias) == ((2, 2), (3, 2), None)
+    with pytest.raises(ValueError, match=r"out must be a tuple of an array or None for each of hidden, linear_weight"):
+        fastxent.linear_cross_entropy_with_grad(hidden, weight, [0, 2], out=(None, None))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
+def test_options_may_be_numbers_of_numpy(kind, backend):
+    """Found by fuzzing: a TypeError for a softcap in float32."""
+    logits, named = np.float32([[1, 2, 3]]), {"softcap": 3, "temperature": 7, "z_loss": 5, "denominator": 9}
+    want = fastxent.cross_entropy(logits, [0], backend=backend, **named)
+    rowmath.rate.cache_clear()  # which takes equal numbers for one
+    got = fastxent.cross_entropy(logits, [0], backend=backend, **{name: kind(n) for name, n in named.items()})
+    assert got == want
+    scored = fastxent.score(logits, [0], backend=backend, softcap=kind(3), temperature=kind(7))
+    assert np.isfinite(scored.log_prob).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"temperature": 1e-39}, "1 / temperature"),
+        ({"temperature": 5e-324}, "1 / temperature"),
+        ({"softcap": 1e39}, "softcap / temperature"),
+        ({"softcap": 1e9, "temperature": 1e-30}, "softcap / temperature"),
+        ({"softcap": 1e-320}, "1 / softcap"),
+    ],
+)
+def test_a_scale_beyond_a_float_is_one_clear_error(options, what, backend):
+    """Of a float32, whatever the logits are."""
+    for function in (fastxent.cross_entropy, fastxent.score):
+        for logits in (np.ones((1, 3)), np.ones((1, 3), np.float32)):
+            with pytest.raises(ValueError, match=rf"{what} must be less than 1e\+38"):
+                function(logits, [0], backend=backend, **options)
+    with pytest.raises(ValueError, match=r"scale must be less than 1e\+38; got 1e\+39"):
+        fastxent.logsumexp(np.ones(3, np.float32), scale=1e39, backend=backend)
+    assert np.isfinite(fastxent.cross_entropy(np.ones((1, 3), np.float32), [0], backend=backend, softcap=1e37))

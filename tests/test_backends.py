@@ -5,12 +5,14 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fastxent
 from fastxent import backends
+from fastxent.bench.limits import Limits
 
 VERBS = (
     "accumulate",
@@ -82,7 +84,20 @@ def test_cuda_is_only_taken_when_asked_for(monkeypatch):
 
 def test_explain_says_what_and_why(monkeypatch):
     monkeypatch.delenv("FASTXENT_BACKEND", raising=False)
-    assert "cpu (the fastest available)" in backends.explain((512, 32_000))
-    assert "65.5 MB" in backends.explain((512, 32_000))
+    said = backends.explain((512, 32_000))
+    assert said.startswith("cpu (the default): logits of shape (512, 32000) in float32 are 65.5 MB")
+    assert "limits measured now" in said
     monkeypatch.setenv("FASTXENT_BACKEND", "reference")
+    assert backends.chosen() == ("reference", "(asked for by FASTXENT_BACKEND)")
     assert "reference (asked for by FASTXENT_BACKEND)" in backends.explain((2, 3), np.float64)
+    assert backends.explain((2, 3)).endswith("How long that takes is known of the cpu backend alone.")
+
+
+def test_explain_expects_what_the_limits_say():
+    slow = Limits(read=1e9, copy=0.5e9, elements=1e12, dtype="float64", threads=3)
+    said = backends.explain((1000, 1000), "float64", "cpu", limits=slow)
+    assert said.endswith("(limits as given, 3 threads): expect 8.0 ms and 32.0 ms, or somewhat more.")
+    said = backends.explain((1000, 1000), "float64", "cpu", limits=replace(slow, elements=1e7))
+    assert "expect 100.0 ms and 100.0 ms" in said
+    with pytest.raises(ValueError, match="limits must be those of float32, not of float64"):
+        backends.explain((2, 3), "float32", "cpu", limits=slow)

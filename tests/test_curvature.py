@@ -71,6 +71,14 @@ def test_ignored_rows_axis_reduction_and_in_place(backend):
     np.testing.assert_array_equal(kept, got)
 
 
+def test_in_place_of_the_vector():
+    rng = np.random.default_rng(0)
+    logits, v = rng.standard_normal((3, 700)), rng.standard_normal((3, 700))
+    want = fastxent.cross_entropy_hvp(logits, [1, 2, 3], v)
+    assert fastxent.cross_entropy_hvp(logits, [1, 2, 3], v, out=v) is v
+    np.testing.assert_array_equal(v, want)
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"v must broadcast to the logits' shape \(1, 2\); got \(3,\)"):
         fastxent.cross_entropy_hvp(np.zeros((1, 2)), [0], np.zeros(3))

@@ -125,6 +125,11 @@ def test_nothing_is_read_before_it_is_computed_and_errors_name_their_rule():
     fd.cross_entropy_with_grad(lazy, np.zeros(4, int))
     fd.score(lazy, np.zeros(4, int), top_k=2)
     fd.log_softmax(lazy)
+    for function in (fd.logsumexp, fd.log_softmax):
+        with pytest.raises(ValueError, match=r"scale must be less than 1e\+38; got 1e\+39"):
+            function(lazy, scale=1e39)
+    with pytest.raises(ValueError, match=r"logits_dtype must be one of float16, .*; got 'half'"):
+        fd.from_files(["logits.npy"], logits_dtype="half")
     with pytest.raises(TypeError, match="logits must be a dask array, not ndarray"):
         fd.cross_entropy(np.zeros((2, 3)), [0, 1])
     with pytest.raises(TypeError, match=r"logits must be in memory.*fastxent\.dask"):

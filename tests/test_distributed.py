@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 
@@ -211,7 +212,7 @@ def in_this_process():
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        (Job(version="0.0.0"), rf"worker .*: has fastxent {fastxent.__version__}, the run 0\.0\.0"),
+        (Job(version="0.0.0"), rf"worker .*: has fastxent {re.escape(fastxent.__version__)}, the run 0\.0\.0"),
         (Job(MemoryError("4 GB")), "worker .*: out of memory: 4 GB"),
         (Job(OSError("gone")), "no worker can read the files; .*: gone"),
     ],

@@ -85,7 +85,14 @@ def test_shapes_and_axis():
         (information.entropy, [[0.5, np.nan]], {}, r"p must lie in \[0, 1\]; got nan"),
         (information.entropy, [[0.5, 0.5]], {"base": 1}, "base must be positive, finite and not 1; got 1"),
         (information.entropy, [[0.5, 0.5]], {"axis": 2}, "axis must lie in"),
-        (information.kl_divergence, [[0.5, 0.5], [0.2, 0.2, 0.6]], {}, r"q must broadcast with p; got shapes \(2,\)"),
+        (information.kl_divergence, [[0.5, 0.5], [0.2, 0.2, 0.6]], {}, "q must have as many classes as p, 2; got 3"),
+        (information.cross_entropy, [[1.0], [0.5, 0.5]], {}, "q must have as many classes as p, 1; got 2"),
+        (
+            information.kl_divergence,
+            [np.ones((2, 1)), np.ones((3, 1))],
+            {},
+            "q must broadcast with p; got",
+        ),
         (information.log_loss, [2, 0.5], {}, r"y must lie in \[0, 1\]; got 2"),
         (information.log_loss, [1, 0.5], {"clip": 0.7}, r"clip must lie in \[0, 0.5\); got 0.7"),
     ],
@@ -93,3 +100,9 @@ def test_shapes_and_axis():
 def test_errors(function, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         function(*arguments, **options)
+
+
+def test_ratios_of_subnormals_are_no_warning():
+    assert information.cross_entropy_grad([1e-320, 0.0], [1e-320, 0.0]).tolist() == [-1.0, 0.0]
+    assert information.cross_entropy_grad(0.5, 1e-320) == -np.inf
+    assert information.log_loss_grad([1e-320, 1.0], [1e-320, 1.0]).tolist() == [0.0, -1.0]

@@ -1,6 +1,7 @@
 """The bridge to JAX: the numbers of the functions on arrays, under every transformation, and JAX's own checks."""
 
 import inspect
+import math
 import subprocess
 import sys
 
@@ -98,6 +99,14 @@ def test_log_softmax_and_logsumexp():
             np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("margin", [5, 20, 80])
+def test_log_softmax_of_a_confident_row_has_its_gradient(margin):
+    logits = jnp.array([0.0, float(margin)])
+    got = jax.jit(jax.grad(lambda x: ours.log_softmax(x)[1]))(logits)
+    p = math.exp(-margin) / (1 + math.exp(-margin))
+    np.testing.assert_allclose(got, [-p, p], rtol=3e-7)
+
+
 CHECKS = """
 import jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)  # in this process alone
@@ -138,8 +147,25 @@ def test_weights_have_no_gradient_and_say_so():
     assert jnp.isnan(gradient).all()
 
 
+def test_a_half_mean_has_the_derivative_of_its_scale():
+    """Which is made of entries that a half would round to 0."""
+    logits, targets = problem("float16")
+    v = jnp.asarray(np.random.default_rng(1).random((6, 9)), jnp.float16)
+
+    def loss(x, scale):
+        return ours.cross_entropy(x, targets, denominator=2.0**26) * scale
+
+    def along(scale):
+        return (jax.grad(loss)(logits, scale) * v).astype(jnp.float32).sum()
+
+    each = jax.grad(loss)(logits.astype(jnp.float32), 1.0)
+    assert float(jax.grad(along)(2.0**26)) == pytest.approx(float((each * v).sum()), rel=1e-3)
+
+
 def test_errors_carry_their_message():
     logits, targets = problem()
+    with pytest.raises(TypeError, match=r"targets must be an array, not a tuple; fastxent itself takes \(ids"):
+        ours.cross_entropy(logits, (targets[:, None], jnp.ones((6, 1))))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"IndexError: targets must lie in \[0, 8\]"):
         jax.block_until_ready(jax.jit(ours.cross_entropy)(logits, targets + 9))
     with pytest.raises(jax.errors.JaxRuntimeError, match="reduction must be one of"):
@@ -203,7 +229,7 @@ def test_only_the_gradients_asked_for_are_computed(compiled, monkeypatch):
 
 def test_options_are_those_of_the_loss():
     public, mine = (list(inspect.signature(module.cross_entropy).parameters) for module in (fastxent, ours))
-    assert set(mine) == set(public) - {"return_lse"}
+    assert set(mine) == set(public) - {"return_lse", "check"}
 
 
 def test_the_reference_lists_every_function():

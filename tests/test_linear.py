@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import threadpoolctl
 
 import fastxent
-from fastxent import arguments, linear
+from fastxent import arguments
+from fastxent.blocks import Blocks, Tiles
 from tests import exact
 
 BACKENDS = [name for name in fastxent.backends.available() if name != "cuda"]
@@ -175,16 +177,23 @@ def test_every_option_in_float64(backend, options, kind):
             np.testing.assert_allclose(gradient, exactly, 1e-11, 1e-13 * np.abs(exactly).max())
 
 
-def test_blocks_are_cut_as_the_memory_allows():
+def test_blocks_and_tiles_are_cut_as_the_memory_allows():
     layer = arguments.read_layer(np.zeros((600, 40), np.float32), np.zeros((20_000, 40), np.float32), None)[0]
-    whole = linear._Blocks(layer, True, 64 << 20, by_classes=True)
-    assert (len(whole), whole.classes) == (1, 20_000)
-    by_rows = linear._Blocks(layer, True, 16 << 20)
-    assert (len(by_rows), by_rows.classes) == (4, 20_000)
-    by_classes = linear._Blocks(layer, True, 16 << 20, by_classes=True)
-    assert (len(by_classes), by_classes.classes) == (1, 4096)
-    for blocks, cells in ((by_rows, 3 << 20), (by_classes, 3 << 20), (linear._Blocks(layer, True, 1), 20_000)):
-        assert blocks._buffer.size <= cells
+    assert len(Blocks(layer, True, 64 << 20)) == 1
+    by_rows = Blocks(layer, True, 16 << 20)
+    assert len(by_rows) == 4
+    assert by_rows._buffer.size <= 3 << 20
+    assert Blocks(layer, True, 1)._buffer.size == 20_000
+    for memory, blocks, step, threads in (
+        (None, 1, 600, 2),
+        (64 << 20, 1, 600, 2),
+        (4 << 20, 1, 144, 1),
+        (1, 600, 1, 1),
+    ):
+        tiles = Tiles(layer, True, memory)
+        assert (len(tiles), tiles._step) == (blocks, step)
+        assert tiles.workers._threads == min(threads, fastxent.get_num_threads())
+        assert [stripe.start for stripe in tiles.stripes] == [0, 4096, 8192, 12288, 16384]
 
 
 def test_confident_rows_keep_their_digits():
@@ -344,6 +353,64 @@ class TestOut:
         assert got[1].shape == hidden.shape
 
 
+class TestWanted:
+    """The gradients that are asked for, and no product or array for another."""
+
+    @pytest.mark.parametrize("memory", [None, 100_000])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_some_are(self, dtype, memory):
+        hidden, weight, bias, targets = problem(dtype=dtype)
+        targets[3] = -100
+        given, options = (hidden, weight, targets), {"linear_bias": bias, "memory": memory}
+        want = fastxent.linear_cross_entropy_with_grad(*given, **options)
+        for asked in itertools.product((True, False), repeat=3):
+            loss, *gradients = fastxent.linear_cross_entropy_with_grad(*given, wanted=asked, **options)
+            assert loss == want[0]
+            for one, got, exactly in zip(asked, gradients, want[1:], strict=True):
+                if one:
+                    np.testing.assert_array_equal(got, exactly)
+                else:
+                    assert got is None
+
+    def test_a_frozen_matrix_takes_no_memory(self):
+        hidden, weight, _, targets = problem(rows=8, width=512, classes=20_000)
+        tracemalloc.start()
+        fastxent.linear_cross_entropy_with_grad(hidden, weight, targets, wanted=(True, False, False))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < weight.nbytes / 4
+
+    def test_on_a_device(self, monkeypatch):
+        from fastxent.backends.cuda import arrays
+        from tests import test_cuda_linear as device
+
+        monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+        monkeypatch.setitem(arrays._KNOWN, device.Matrix, library := device.Library())
+        hidden, weight, bias, targets = device.problem()
+        given = [device.Matrix(array) for array in (hidden, weight, targets)]
+        want = fastxent.linear_cross_entropy_with_grad(*given, linear_bias=device.Matrix(bias))
+        for asked in itertools.product((True, False), repeat=3):
+            library.products.clear()
+            loss, *got = fastxent.linear_cross_entropy_with_grad(*given, linear_bias=device.Matrix(bias), wanted=asked)
+            assert loss.numpy() == want[0].numpy()
+            assert len(library.products) == 1 + sum(asked[:2])
+            for one, found, exactly in zip(asked, got, want[1:], strict=True):
+                if one:
+                    np.testing.assert_array_equal(found.numpy(), exactly.numpy())
+                else:
+                    assert found is None
+
+    def test_errors(self):
+        for asked in ([True] * 3, (True, True), (1, 1, 1)):
+            with pytest.raises(TypeError, match="wanted must be a tuple of a bool for each of hidden, linear_weight"):
+                fastxent.linear_cross_entropy_with_grad(HIDDEN, WEIGHT, TARGETS, wanted=asked)
+        out = None, np.empty_like(WEIGHT), None
+        with pytest.raises(
+            ValueError, match=r"out\[1\] must be None where the gradient of linear_weight is not wanted"
+        ):
+            fastxent.linear_cross_entropy_with_grad(HIDDEN, WEIGHT, TARGETS, out=out, wanted=(True, False, False))
+
+
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_scores_are_those_of_the_logits(memory):
     hidden, weight, bias, targets = problem(whole=True)
@@ -372,7 +439,10 @@ def test_reference_scores():
 
 class TestThreadPools:
     def blas_threads(self):
-        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+        """Of NumPy's; a library that is loaded later may bring another, which makes no product of ours."""
+        pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+        own = [pool["num_threads"] for pool in pools if "numpy" in pool["filepath"]]
+        return own or [pool["num_threads"] for pool in pools]
 
     def test_blas_has_its_threads_again(self):
         hidden, weight, _, targets = problem()
@@ -452,7 +522,7 @@ def test_errors_of_out(error):
 @pytest.mark.parametrize("name", ["linear_cross_entropy", "linear_cross_entropy_with_grad", "score_linear"])
 def test_cuda_says_that_it_lacks_them(name, monkeypatch):
     monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
-    with pytest.raises(NotImplementedError, match="the cuda backend has no products of hidden states yet"):
+    with pytest.raises(NotImplementedError, match="the cuda backend multiplies what is on its device"):
         getattr(fastxent, name)(HIDDEN, WEIGHT, TARGETS, backend="cuda")
 
 

@@ -31,7 +31,7 @@ def test_every_row(dtypes, noise, backend):
     js = 0.5 * (np.exp(log_p) * (log_p - m) + np.exp(log_q) * (log_q - m)).sum(axis=1)
     valid = targets != -100
     np.testing.assert_array_equal(found.valid, valid)
-    # held to the sum of the absolute values of the terms, as semantics has it for divergences
+    # held to the sum of the absolute values of the terms, as divergences are
     terms = (np.exp(log_p) * np.abs(ratio)).sum(axis=1)
     assert (np.abs(found.kl - kl)[valid] <= 1e-6 * terms[valid]).all()
     assert (np.abs(found.js - js)[valid] <= 1e-6 * terms[valid]).all()

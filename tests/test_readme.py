@@ -27,12 +27,15 @@ def test_recipes_in_python():
         "Stream a memory map",
         "Shards of classes",
         "Dask",
+        "Torch and JAX",
         "Choose a backend",
     ]
 
 
 @pytest.mark.parametrize(("title", "code"), RECIPES, ids=[title for title, _ in RECIPES])
 def test_recipe(title, code, tmp_path):
+    if "import torch" in code:
+        pytest.importorskip("torch", reason="needs torch: pip install fastxent[peers]")
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

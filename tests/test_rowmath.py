@@ -89,6 +89,20 @@ class TestExponentialBeyond:
         assert self.values(build, dtype, [0.0])[0] == 1.0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_base_moves_only_where_it_must(dtype):
+    """Which costs a sum no rounding at the steps of a rising row, and a huge peak none of its digits."""
+    terms, real = rowmath.build_terms(rowmath.NumpyOps, REALS[dtype]), np.dtype(dtype).type
+    rate, huge = rowmath.rate(real), {"float32": 1e8, "float64": 1e17}[dtype]
+    for base, peak, want in (
+        (0.0, 5.0, 0.0), (0.0, -5.0, 0.0), (0.0, 700.0, 0.0), (0.0, huge, huge), (0.0, -huge, -huge),
+        (huge, huge, huge), (huge, 0.0, 0.0), (-huge, 5.0, 5.0), (0.0, -np.inf, 0.0),
+    ):  # fmt: skip
+        with np.errstate(invalid="ignore", over="ignore"):
+            found, *_ = terms.follow(real(base), real(rowmath.NO_EXPONENT), real(peak), rate)
+        assert found == real(want), (base, peak)
+
+
 def test_power_of_two():
     exponents = np.array([-5000.0, -1023.0, -1022.0, -1.0, 0.0, 1.0, 1023.0])
     np.testing.assert_array_equal(ROWS.power_of_two(exponents), [0, 0, 2.0**-1022, 0.5, 1, 2, 2.0**1023])

@@ -149,6 +149,14 @@ class TestRefusals:
         with pytest.raises(error, match=message):
             shards.accumulate(**arguments)
 
+    def test_of_target_logits(self):
+        with pytest.raises(TypeError, match="targets must be integer class indices"):
+            shards.target_logits(np.eye(2), [1.0, 0.0])
+        with pytest.raises(ValueError, match=r"targets must have the shape of logits .*; got \(1,\)"):
+            shards.target_logits(np.eye(2), [1])
+        with pytest.raises(ValueError, match="vocab_start must be a whole number from 0 on; got -1"):
+            shards.target_logits(np.eye(2), [1, 0], vocab_start=-1)
+
     def test_nothing_is_written_before_an_error(self):
         out = np.full((2, 6), 7.0)
         with pytest.raises(ValueError, match="every target must lie in one shard"):

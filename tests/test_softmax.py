@@ -158,6 +158,21 @@ def test_causal_attention_is_one_call(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("margin", [5, 20, 40, 80])
+def test_gradients_of_a_confident_row_keep_their_digits(backend, margin):
+    logits, g = np.float32([[margin, 0.0, -1.0]]), np.array([[3.0, 0.0, 0.0]])
+    small = np.exp(logits[0, 1:].astype(np.longdouble) - margin)
+    p = np.append(1, small) / (1 + small.sum())
+    rest = small.sum() / (1 + small.sum())
+    for name, want in (
+        ("log_softmax_grad", 3 * np.append(rest, -p[1:])),
+        ("softmax_grad", 3 * p[0] * np.append(rest, -p[1:])),
+    ):
+        got = getattr(fastxent, name)(logits, grad_output=g, out=np.empty(logits.shape), backend=backend)
+        np.testing.assert_allclose(got[0], want.astype(float), rtol=5e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_scale_costs_no_digit(backend):
     logits = np.float32([[1e4, 1e4 - 30, 0]])
     exactly = (logits.astype(np.longdouble) - 10_000) / 3

@@ -208,3 +208,35 @@ def test_out_may_not_be_the_probabilities():
     with pytest.raises(ValueError, match="out must not overlap targets"):
         fastxent.cross_entropy_grad(np.zeros((2, 3)), probabilities, out=probabilities)
     np.testing.assert_array_equal(probabilities, 0.5)
+
+
+def test_float32_probabilities_of_float64_logits_lose_no_digit():
+    rng = np.random.default_rng(0)
+    logits, teacher = rng.standard_normal((3, 17)), rng.random((3, 17)).astype(np.float32)
+    for options in ({}, {"label_smoothing": 0.1}):
+        found = [
+            fastxent.cross_entropy_with_grad(logits, teacher, reduction="none", backend=backend, **options)
+            for backend in ("cpu", "reference")
+        ]
+        wide = fastxent.cross_entropy_with_grad(logits, teacher.astype(np.float64), reduction="none", **options)
+        for got in found:
+            for figures, want in zip(got, wide, strict=True):
+                np.testing.assert_allclose(figures, want, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_where_nothing_counts_there_is_no_warning(backend):
+    logits, options = np.float32([[3, 1, 2]]), {"weight": [0, 0.5, 0.9], "backend": backend}
+    loss, dlogits = fastxent.cross_entropy_with_grad(logits, [0], label_smoothing=0.5, **options)
+    assert np.isinf(loss)
+    assert np.isnan(dlogits).any()
+    for more in ({"z_loss": 0.1}, {"z_loss": 0.1, "label_smoothing": 0.5}):
+        assert np.isnan(fastxent.cross_entropy_hvp(logits, [0], np.ones((1, 3)), **more, **options)).any()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_tiny_softcap_of_a_few_probabilities_is_no_warning(backend):
+    """Found by fuzzing: the square of a logit of so many softcaps is infinite."""
+    targets = np.array([[1]]), np.array([[1.0]])
+    loss = fastxent.cross_entropy(np.float32([[-0.8, 0.1, 0.2]]), targets, softcap=1e-30, backend=backend)
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)

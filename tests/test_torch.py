@@ -1,5 +1,7 @@
 """The bridge to torch: torch's own meaning, our digits, and every tool of torch that looks at an operator."""
 
+import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -13,7 +15,8 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install fastxent[p
 
 import fastxent  # noqa: E402
 import fastxent.torch as ours  # noqa: E402
-from fastxent.torch import arrays, linear, operators  # noqa: E402
+from fastxent.torch import arrays, binary, linear, operators  # noqa: E402
+from fastxent.torch.operators import TENSORS  # noqa: E402
 from tests import exact, reference  # noqa: E402
 
 functional = torch.nn.functional
@@ -73,6 +76,43 @@ class TestArrays:
             assert (got.shape, got.stride(), got.dtype) == (want.shape, want.stride(), want.dtype)
             assert not got._is_view()
 
+    def test_a_gradient_takes_the_memory_of_the_last_that_nobody_holds(self):
+        ours.release_memory()
+        logits = torch.zeros(3000, 1000)
+        first, second = arrays.new_gradient(logits), arrays.new_gradient(logits)
+        held, place = first[:10], first.data_ptr()
+        assert second.data_ptr() != place
+        del first
+        assert not arrays._rooms  # a part of it is held still
+        del held
+        assert arrays.new_gradient(logits[:1499]).data_ptr() != place  # for less than half, it would be wasted
+        place = second.data_ptr()
+        del second
+        last = arrays.new_gradient(logits[:1501])
+        assert last.data_ptr() == place
+        assert last.untyped_storage().nbytes() == last.nbytes
+        del last
+        assert arrays.new_gradient(logits).data_ptr() == place
+        assert len(arrays._rooms) == 1
+        ours.release_memory()
+        assert not arrays._rooms
+
+    def test_memory_is_the_cpus_whatever_the_default_device(self):
+        ours.release_memory()
+        logits, targets = torch.randn(3000, 1000), torch.zeros(3000, dtype=torch.int64)
+        with torch.device("meta"):
+            assert arrays.new_gradient(logits).is_cpu
+            ours.cross_entropy(logits.requires_grad_(True), targets).backward()
+        assert logits.grad.is_cpu
+
+    def test_a_loss_that_is_dropped_gives_its_gradients_memory_back(self, monkeypatch):
+        monkeypatch.setattr(operators, "_was_scaled", False)
+        ours.release_memory()
+        loss = ours.cross_entropy(torch.zeros(3000, 1000, requires_grad=True), torch.zeros(3000, dtype=torch.int64))
+        assert not arrays._rooms
+        del loss
+        assert arrays._rooms  # at once: nothing waits for the collector of cycles
+
 
 class TestAgainstNumPy:
     """The bits of the functions on arrays, whatever the options."""
@@ -131,12 +171,26 @@ class TestAgainstNumPy:
         assert scores.numpy() == fastxent.score(array, targets.numpy(), top_k=2, ids=targets[:2].numpy())
         assert scores.log_prob.dtype == arrays.loss_dtype(dtype)
 
+    def test_scores_of_one_row(self):
+        scores = ours.score(torch.tensor([0.0, 1.0, 2.0]), torch.tensor(1))
+        assert {name: tuple(values.shape) for name, values in scores._asdict().items()} == {
+            name: np.shape(values) for name, values in scores.numpy().as_dict().items()
+        }
+        assert (scores.rank.shape, scores.rank.item()) == ((), 2)
+
+    @pytest.mark.parametrize("margin", [5, 20, 80])
+    def test_log_softmax_of_a_confident_row_has_its_gradient(self, margin):
+        logits = torch.tensor([[0.0, float(margin)], [float(margin), 0.0]], requires_grad=True)
+        ours.log_softmax(logits, 1)[[0, 1], [1, 0]].sum().backward()
+        p = math.exp(-margin) / (1 + math.exp(-margin))
+        np.testing.assert_allclose(logits.grad.numpy(), [[-p, p], [p, -p]], rtol=3e-7)
+
     def test_losses_of_half_are_not_rounded_to_half(self):
         for dtype in DTYPES:
             logits, targets = problem(dtype=dtype)
             wide = torch.float64 if dtype == torch.float64 else torch.float32
             assert ours.cross_entropy(logits, targets).dtype == wide
-            assert ours.log_softmax(logits).dtype == dtype
+            assert ours.log_softmax(logits, -1).dtype == dtype
 
 
 class TestDigits:
@@ -182,7 +236,7 @@ def derivatives(function, tensors, order):
     their cosines.
     """
     result = function()
-    upstream = (torch.arange(result.numel()) % 5 - 2.0).reshape(result.shape).to(result.dtype)
+    upstream = (torch.arange(result.numel()) % 7 - 2.0).reshape(result.shape).to(result.dtype)
     first = torch.autograd.grad(result, tensors, upstream, create_graph=order > 1)
     if order == 1:
         return [result, *first]
@@ -209,8 +263,6 @@ class TestTorchsSamples:
         mine, theirs = NAMES[name]
         order, compared = 2 if dtype == torch.float64 else 1, 0
         for sample in samples(name, dtype):
-            if name == "log_softmax" and (not sample.input.dim() or not sample.input.numel()):
-                continue  # no classes
             kwargs = {
                 key: value.abs() if key in ("weight", "pos_weight") else value for key, value in sample.kwargs.items()
             }
@@ -284,16 +336,25 @@ class TestOperators:
     def arguments(self):
         logits, targets = problem()
         leaf, g, v = logits.detach(), torch.tensor(2.0, dtype=torch.float64), torch.rand(6, 9, dtype=torch.float64)
-        yield operators.cross_entropy, (logits, targets, True, False, True, *self.OPTIONS)
-        yield operators.cross_entropy, (logits, targets, False, False, False, *self.OPTIONS)
+        yield operators.cross_entropy, (logits, targets, False, True, *self.OPTIONS)
+        yield operators.cross_entropy, (logits, targets, False, False, *self.OPTIONS)
         by_row = (*self.OPTIONS[:8], "none", *self.OPTIONS[9:])
-        yield operators.cross_entropy, (logits.detach().float(), targets, False, False, True, *by_row)
+        yield operators.cross_entropy, (leaf.float(), targets, False, True, *by_row)
+        weights = torch.rand(9), torch.rand(6, dtype=torch.float64)
+        sparse = torch.stack([targets, targets], dim=1), (torch.rand(6, 2), *weights, *self.OPTIONS[TENSORS:])
+        weighted = targets, (None, *weights, *self.OPTIONS[TENSORS:])
+        for given, options in (sparse, weighted):
+            yield operators.cross_entropy, (logits, given, False, True, *options)
+            yield operators.cross_entropy_gradient, (logits, g.requires_grad_(True), given, *options)
+            yield operators.divisor, (leaf, given, *options)
+        yield operators.divisor, (leaf, v, *self.OPTIONS)
         yield operators.cross_entropy_gradient, (logits, g.requires_grad_(True), targets, *self.OPTIONS)
         yield operators.cross_entropy_gradient_, (leaf.clone(), g.detach(), targets, *self.OPTIONS)
         yield operators.cross_entropy_hvp, (leaf, g.detach(), v, targets, *self.OPTIONS)
         yield operators.log_softmax, (logits, 1, None)
-        yield operators.binary, (logits, v, None, None, 0.1, "mean", None, True)
-        yield operators.binary_gradient, (leaf, g.detach(), v, None, None, 0.1, "mean", None)
+        yield binary.loss, (logits, v, None, None, 0.1, "mean", None)
+        yield binary.loss, (logits, v.clone().requires_grad_(True), weights[0], weights[0], 0.1, "none", None)
+        yield binary.gradient, (leaf, g.detach(), v, None, None, 0.1, "mean", None)
 
     def test_opcheck(self):
         for operator, arguments in self.arguments():
@@ -341,8 +402,9 @@ class TestOperators:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         logits, targets = problem()
-        arguments = logits, targets, True, False, True, *self.OPTIONS
-        for got, want in zip(operators.loss_of(*arguments), operators.cross_entropy(*arguments)[:2], strict=True):
+        arguments = logits, targets, False, True
+        found = operators.loss_of(*arguments, self.OPTIONS), operators.cross_entropy(*arguments, *self.OPTIONS)
+        for got, want in zip(*found, strict=True):
             assert torch.equal(got, want)
             assert got.requires_grad == want.requires_grad
         mode = FakeTensorMode()
@@ -357,8 +419,158 @@ class TestOperators:
         with pytest.raises(RuntimeError, match="no autograd formula"):
             torch.autograd.grad(second.sum(), logits)
 
+    def test_tensors_without_memory_have_results_without(self):
+        logits, targets = torch.empty(6, 9, device="meta"), torch.empty(6, dtype=torch.int64, device="meta")
+        for loss in (
+            ours.cross_entropy(logits, targets),
+            ours.binary_cross_entropy_with_logits(logits, logits),
+            ours.linear_cross_entropy(logits, torch.empty(4, 9, device="meta"), targets),
+        ):
+            assert (loss.device.type, loss.shape, loss.dtype) == ("meta", (), torch.float32)
+        assert ours.log_softmax(logits, 1).shape == (6, 9)
+
+    def test_a_tangent_is_refused_where_it_would_be_lost(self):
+        from torch.autograd import forward_ad
+
+        (x, targets), weight = problem(), torch.rand(4, 9, dtype=torch.float64)
+        x = x.detach()
+        losses = (
+            lambda x: ours.cross_entropy(x, targets),
+            lambda x: ours.cross_entropy(torch.zeros(6, 9), x.exp()),
+            lambda x: ours.binary_cross_entropy_with_logits(x, torch.sigmoid(x)),
+            lambda x: ours.log_softmax(x, 1),
+            lambda x: ours.linear_cross_entropy(x, weight, targets % 4),
+            lambda x: ours.linear_cross_entropy(torch.zeros(6, 9), x, targets % 6),
+        )
+        for loss in losses:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, of torch.jit
+                with pytest.raises(NotImplementedError, match=r"carry a tangent: .* that of backward\(\) is"):
+                    torch.func.jvp(loss, (x,), (x,))
+            with forward_ad.dual_level():
+                loss(x)
+                with pytest.raises(NotImplementedError, match="must not carry a tangent"):
+                    loss(forward_ad.make_dual(x, x))
+
+    @pytest.mark.parametrize("name", ["cross_entropy", "log_softmax", "binary", "linear"])
+    def test_a_trace_holds_the_operator_and_no_number(self, name):
+        (x, targets), weight = problem(), torch.rand(4, 9, dtype=torch.float64)
+        loss = {
+            "cross_entropy": lambda x: ours.cross_entropy(2 * x, targets),
+            "log_softmax": lambda x: ours.log_softmax(2 * x, 1),
+            "binary": lambda x: ours.binary_cross_entropy_with_logits(2 * x, torch.sigmoid(x)),
+            "linear": lambda x: ours.linear_cross_entropy(2 * x, weight, targets % 4),
+        }[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
+            traced = torch.jit.trace(loss, x.detach())
+        assert torch.equal(traced(1 - x.detach()), loss(1 - x.detach()))
+
 
 class TestBackward:
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    @pytest.mark.parametrize("name", ["cross_entropy", "binary", "linear"])
+    def test_a_batch_of_upstream_gradients(self, name, reduction, monkeypatch):
+        monkeypatch.setattr(operators, "_was_scaled", False)
+        (logits, targets), weight = problem(), torch.rand(7, 9, dtype=torch.float64)
+        loss = {
+            "cross_entropy": lambda x: ours.cross_entropy(x, targets, reduction=reduction),
+            "binary": lambda x: ours.binary_cross_entropy_with_logits(
+                x, torch.sigmoid(weight[:6]), reduction=reduction
+            ),
+            "linear": lambda x: ours.linear_cross_entropy(x, weight, targets % 7, reduction=reduction),
+        }[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, that it is slow
+            got = torch.autograd.functional.jacobian(loss, logits, vectorize=True)
+        torch.testing.assert_close(got, torch.autograd.functional.jacobian(loss, logits), rtol=4e-15, atol=1e-16)
+
+    def test_what_is_freed_is_torchs_error(self):
+        logits, targets = problem()
+        loss = ours.cross_entropy(logits, targets)
+        loss.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            loss.backward()
+
+    @pytest.mark.parametrize("name", ["cross_entropy", "binary"])
+    def test_a_scaled_loss_computes_its_gradient_once_and_in_one_array(self, name, monkeypatch):
+        """After the first step, which could not know."""
+        monkeypatch.setattr(operators, "_was_scaled", False)
+        (logits, targets), made, original = problem(), [], arrays.new_gradient
+        for module in (operators, binary):
+            monkeypatch.setattr(module, "new_gradient", lambda like: made.append(original(like)) or made[-1])
+        loss_of = {
+            "cross_entropy": lambda: ours.cross_entropy(logits, targets),
+            "binary": lambda: ours.binary_cross_entropy_with_logits(logits, torch.full((6, 9), 0.25)),
+        }[name]
+        (once,), known = torch.autograd.grad(loss_of(), logits), []
+        for scale in (0.5, 0.5, 1.0, 1.0):
+            guess = operators._was_scaled
+            made.clear()
+            loss = loss_of()
+            assert len(made) == (not guess)
+            known.append(loss.item())
+            (gradient,) = torch.autograd.grad(loss * scale, logits)
+            assert [one.data_ptr() for one in made] == [gradient.data_ptr()]
+            torch.testing.assert_close(gradient, scale * once, rtol=4e-15, atol=0)
+            assert operators._was_scaled == (scale != 1.0)
+        assert len(set(known)) == 1
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    @pytest.mark.parametrize("scale", [1.0, 0.5])
+    def test_checkpoints(self, scale, reentrant):
+        from torch.utils.checkpoint import checkpoint
+
+        logits, targets = problem()
+        (want,) = torch.autograd.grad(scale * ours.cross_entropy(2 * logits, targets), logits)
+        loss = checkpoint(lambda x: ours.cross_entropy(2 * x, targets), logits, use_reentrant=reentrant)
+        (scale * loss).backward()
+        torch.testing.assert_close(logits.grad, want, rtol=4e-15, atol=0)
+
+    def test_checkpoints_of_other_losses(self):
+        """Which unpack what was saved, once."""
+        from torch.utils.checkpoint import checkpoint
+
+        def of_hidden(hidden, share):
+            return ours.linear_cross_entropy(2 * hidden, weight, targets)
+
+        def binary(x, share):
+            return ours.binary_cross_entropy_with_logits(x, torch.sigmoid(share))
+
+        (logits, targets), share = problem(), torch.rand(6, 9, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(9, 9, dtype=torch.float64, requires_grad=True)
+        for loss in (of_hidden, binary):
+            want = torch.autograd.grad(loss(logits, share), (logits, share, weight), allow_unused=True)
+            got = torch.autograd.grad(
+                checkpoint(loss, logits, share, use_reentrant=False), (logits, share, weight), allow_unused=True
+            )
+            for found, gradient in zip(got, want, strict=True):
+                assert (found is None) == (gradient is None)
+                assert found is None or torch.equal(found, gradient)
+
+    def test_who_looks_at_what_is_saved_sees_no_gradient(self, monkeypatch):
+        """And what is unpacked is computed from."""
+        monkeypatch.setattr(operators, "_was_scaled", False)
+        (logits, targets), saved = problem(), []
+        (want,) = torch.autograd.grad(ours.cross_entropy(logits, targets), logits)
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one.clone(), lambda one: one):
+            loss = ours.cross_entropy(logits, targets)
+        assert loss.grad_fn.dlogits is None
+        (got,) = torch.autograd.grad(loss, logits)
+        assert sorted(one.dtype.is_floating_point for one in saved) == [False, True]
+        assert torch.equal(got, want)
+
+    def test_a_half_mean_has_the_derivative_of_its_scale(self):
+        """Which is made of entries that a half would round to 0."""
+        logits, targets = problem(dtype=torch.float16)
+        scale, v = torch.tensor(2.0**26, requires_grad=True), torch.rand(6, 9, dtype=torch.float16)
+        loss = ours.cross_entropy(logits, targets, denominator=2.0**26) * scale
+        (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+        (got,) = torch.autograd.grad(gradient, scale, v)
+        wide = logits.detach().double().requires_grad_(True)
+        (each,) = torch.autograd.grad(ours.cross_entropy(wide, targets, denominator=2.0**26), wide)
+        assert got.item() == pytest.approx((each * v).sum().item(), rel=1e-5)
+
     def test_the_same_graph_twice_and_scaled(self):
         logits, targets = problem()
         loss = ours.cross_entropy(logits, targets)
@@ -396,12 +608,13 @@ class TestBackward:
             ours.cross_entropy(logits, targets, inplace_backward=True).backward()
 
     @pytest.mark.parametrize(
-        "view", [lambda p: p.view(2, 3), lambda p: p[:], lambda p: p.T.T, lambda p: p.reshape(2, 3)]
+        "view", [lambda p: p, lambda p: p.view(2, 3), lambda p: p[:], lambda p: p.T.T, lambda p: p.reshape(2, 3)]
     )
     def test_in_place_never_overwrites_a_parameter(self, view):
         parameter, targets = problem(2, 3)
-        with pytest.raises(ValueError, match="a leaf, or a view of one, would be its own gradient"):
-            ours.cross_entropy(view(parameter), targets, inplace_backward=True)
+        for leaf in (parameter, torch.nn.Parameter(parameter.detach())):
+            with pytest.raises(ValueError, match="a leaf, or a view of one, would be its own gradient"):
+                ours.cross_entropy(view(leaf), targets, inplace_backward=True)
         with torch.no_grad():  # where nothing will be written
             ours.cross_entropy(view(parameter), targets, inplace_backward=True)
 
@@ -410,6 +623,17 @@ class TestBackward:
         for logits in ((2 * leaf).expand(6, 9), (2 * leaf)[0].unfold(0, 4, 1)):
             with pytest.raises(ValueError, match="logits of inplace_backward must not"):
                 ours.cross_entropy(logits, torch.zeros(6, dtype=torch.int64), inplace_backward=True)
+
+    def test_in_place_is_refused_where_targets_would_be_written_over(self):
+        logits = problem(7, 9)[0] * 1
+        ids = torch.zeros(6, 2, dtype=torch.int64)
+        for targets in (logits.detach()[:-1], (ids, logits.detach()[:-1, :2])):
+            with pytest.raises(ValueError, match="logits of inplace_backward must not overlap targets"):
+                ours.cross_entropy(logits[1:], targets, inplace_backward=True)
+
+    def test_weights_that_are_no_tensors_are_one_clear_error(self):
+        with pytest.raises(TypeError, match="weight must be a tensor, not ndarray"):
+            ours.cross_entropy(*problem(), weight=np.ones(9))
 
     @pytest.mark.parametrize("name", ["cross_entropy", "binary", "linear"])
     def test_every_gradient_has_memory_of_its_own(self, name):
@@ -500,6 +724,17 @@ class TestLearnedProbabilities:
         assert torch.autograd.grad(loss, targets)[0].tolist() == [[0.0, 0.0]]
 
 
+# what a graph may hold: other targets, other results
+GRAPHS = {
+    "sparse": lambda x, t, y: ours.cross_entropy(2 * x, (torch.stack([t, (t + 1) % 9], 1), y[:, :2])),
+    "dense": lambda x, t, y: ours.cross_entropy(2 * x, y, label_smoothing=0.1),
+    "learned": lambda x, t, y: ours.cross_entropy(2 * x, torch.softmax(x, 1), z_loss=0.1),
+    "by row": lambda x, t, y: ours.cross_entropy(2 * x, t, reduction="none", sample_weight=y[:, 0]).cos().sum(),
+    "lse": lambda x, t, y: torch.stack([one.sum() for one in ours.cross_entropy(2 * x, t, return_lse=True)]).sum(),
+    "linear": lambda x, t, y: ours.linear_cross_entropy(x, y, t % 6, return_lse=True)[0],
+}
+
+
 class TestCompiled:
     @staticmethod
     def step(x, targets, weight, **options):
@@ -527,6 +762,22 @@ class TestCompiled:
                     for function in (compiled, self.step)
                 )
                 torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-15)
+
+    @pytest.mark.parametrize("kind", GRAPHS)
+    def test_one_graph_of_any_shape(self, kind):
+        """Traced once, run with other numbers of rows, to the bits of what runs without a compiler."""
+        torch._dynamo.reset()
+        loss = GRAPHS[kind]
+        with warnings.catch_warnings(), torch._dynamo.config.patch(error_on_recompile=True):
+            warnings.simplefilter("ignore")  # torch's own, of its compiler
+            compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+            for rows in (6, 8):
+                x, targets = problem(rows)
+                y = torch.rand(rows, 9, dtype=torch.float64)
+                found = [(one := function(x, targets, y), torch.autograd.grad(one, x)) for function in (compiled, loss)]
+                for (got, (gradient,)), (want, (exactly,)) in itertools.pairwise(found):
+                    assert torch.equal(got, want)
+                    torch.testing.assert_close(gradient, exactly, rtol=4e-15, atol=1e-15)
 
     def test_export(self):
         class Model(torch.nn.Module):
@@ -606,6 +857,25 @@ class TestErrors:
         with pytest.raises(TypeError, match="return_lse goes with cross_entropy, not with class_parallel"):
             ours.class_parallel_cross_entropy(logits, targets, return_lse=True)
 
+    def test_what_is_no_tensor(self):
+        logits, targets = problem()
+        array = logits.detach().numpy()
+        for call in (
+            lambda: ours.cross_entropy(array, targets),
+            lambda: ours.binary_cross_entropy_with_logits(array, logits),
+            lambda: ours.log_softmax(array, 1),
+            lambda: ours.linear_cross_entropy(array, logits, targets),
+            lambda: ours.class_parallel_cross_entropy(array, targets),
+            lambda: ours.score(array, targets),
+        ):
+            with pytest.raises(TypeError, match="must be a tensor, not ndarray; fastxent itself takes arrays"):
+                call()
+        with pytest.raises(TypeError, match="target must be a tensor, not list"):
+            ours.cross_entropy(logits, [0] * 6)
+        for sparse in ((targets,), (targets, array)):
+            with pytest.raises(TypeError, match=r"target must be a tensor, or a tuple of two, \(ids, probabilities\)"):
+                ours.cross_entropy(logits, sparse)
+
     def test_torchs_legacy_arguments(self):
         logits, targets = problem()
         with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
@@ -639,16 +909,31 @@ def test_signatures_are_torchs():
         (ours.cross_entropy, functional.cross_entropy),
         (ours.binary_cross_entropy_with_logits, functional.binary_cross_entropy_with_logits),
         (ours.CrossEntropyLoss, torch.nn.CrossEntropyLoss),
+        (ours.log_softmax, functional.log_softmax),
+        (ours.linear_cross_entropy, functional.linear_cross_entropy),
     ):
-        wanted = [(name, p.default) for name, p in inspect.signature(theirs).parameters.items()]
-        got = [(name, p.default) for name, p in inspect.signature(mine).parameters.items()]
-        assert got[: len(wanted)] == wanted
+        wanted = {name: p.default for name, p in inspect.signature(theirs).parameters.items()}
+        got = {name: p.default for name, p in inspect.signature(mine).parameters.items()}
+        if mine is ours.linear_cross_entropy:
+            del wanted["options"]  # of its own chunks
+            assert (wanted.pop("ignore_index"), got.pop("ignore_index")) == (None, -100)  # where it stands for -100
+        assert list(got.items())[: len(wanted)] == list(wanted.items())
+
+
+def test_log_softmax_without_an_axis_is_torchs():
+    for shape in ((), (3,), (2, 3), (2, 3, 4)):
+        logits, found = torch.randn(shape, dtype=torch.float64), []
+        for function in (ours.log_softmax, functional.log_softmax):
+            with pytest.warns(UserWarning, match="Implicit dimension choice for log_softmax") as told:
+                found.append(function(logits))
+            assert {one.filename for one in told} == {__file__}
+        torch.testing.assert_close(*found)
 
 
 def test_options_are_those_of_the_loss():
     import inspect
 
-    public = set(inspect.signature(fastxent.cross_entropy).parameters)
+    public = set(inspect.signature(fastxent.cross_entropy).parameters) - {"check"}
     assert set(operators.OPTIONS) - {"probabilities"} == public - {"logits", "targets", "return_lse"}
     for function, without in ((ours.cross_entropy, set()), (ours.linear_cross_entropy, {"axis"})):
         assert public - {"logits", "targets"} - without <= set(inspect.signature(function).parameters)
@@ -701,11 +986,14 @@ class TestLinear:
     def test_what_torch_asks_of_an_operator(self):
         (hidden, weight, bias), targets = self.layer(), torch.arange(6)
         options = (None, None, None, -100, 0.1, 0.0, None, 1.0, "mean", None, -1, None)
-        for kept in (True, False):
-            torch.library.opcheck(linear._forward, (hidden, weight, bias, targets, None, kept, True, *options))
-        leaves = [tensor.detach() for tensor in (hidden, weight)]
-        upstream = torch.tensor(1.0, dtype=torch.float64)
-        torch.library.opcheck(linear._gradients, (*leaves, None, targets, None, upstream, *options))
+        for kept in ([True] * 3, [False] * 3, [True, False, True]):
+            torch.library.opcheck(linear._forward, (hidden, weight, bias, targets, None, *kept, True, *options))
+        for dtype in (torch.float64, torch.bfloat16):  # without a bias
+            leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in (hidden, weight)]
+            upstream, asked = torch.tensor(1.0, dtype=arrays.loss_dtype(dtype)), [True, True, False]
+            torch.library.opcheck(linear._forward, (*leaves, None, targets, None, *asked, False, *options))
+            leaves = [tensor.detach() for tensor in leaves]
+            torch.library.opcheck(linear._gradients, (*leaves, None, targets, None, *asked, upstream, *options))
         for reduction in ("mean", "none"):
             assert torch.autograd.gradcheck(
                 lambda *layer: ours.linear_cross_entropy(
@@ -727,6 +1015,37 @@ class TestLinear:
             for function in (compiled, ours.linear_cross_entropy)
         )
         assert torch.equal(got, want)
+
+    @pytest.mark.parametrize("reduction", ["mean", "none"])  # with the loss, and in the backward pass
+    @pytest.mark.parametrize("frozen", [(1,), (0,), (0, 1), (1, 2)])
+    def test_only_the_gradients_asked_for_are_computed(self, frozen, reduction, monkeypatch):
+        layer, targets, asked = self.layer(), torch.arange(6), []
+        original = fastxent.linear_cross_entropy_with_grad
+        monkeypatch.setattr(
+            fastxent,
+            "linear_cross_entropy_with_grad",
+            lambda *given, wanted, **options: asked.append(wanted) or original(*given, wanted=wanted, **options),
+        )
+        found = []
+        for some in (True, False):
+            leaves = [tensor.detach().requires_grad_(some or i not in frozen) for i, tensor in enumerate(layer)]
+            hidden, weight, bias = leaves
+            loss = ours.linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction=reduction)
+            (0.5 * loss.sum()).backward()
+            found.append([leaf.grad for leaf in leaves])
+        assert asked == [(True,) * 3, tuple(i not in frozen for i in range(3))]
+        for i, (want, got) in enumerate(zip(*found, strict=True)):
+            assert (got is None) if i in frozen else torch.equal(got, want)
+
+    def test_a_scaled_loss_scales_what_is_there(self):
+        (hidden, weight, bias), targets = self.layer(), torch.arange(6)
+        ours_ = (
+            ours.linear_cross_entropy(hidden, weight, targets, linear_bias=bias) * scale for scale in (1.0, 0.5, 0.5)
+        )
+        whole, half, again = (torch.autograd.grad(loss, (hidden, weight, bias), retain_graph=True) for loss in ours_)
+        for one, other, third in zip(whole, half, again, strict=True):
+            assert torch.equal(other, 0.5 * one)
+            assert torch.equal(third, other)
 
     def test_a_second_derivative_is_refused(self):
         (hidden, weight, _), targets = self.layer(), torch.arange(6)
@@ -750,10 +1069,19 @@ for options in (
     loss = ours.class_parallel_cross_entropy(mine, targets, **options)
     (gradient,) = torch.autograd.grad(loss.sum() * 2, mine)
     results.append((loss.detach(), gradient))
-try:
-    ours.class_parallel_cross_entropy(mine, targets + 9000)
-except IndexError as error:
-    results.append(str(error))
+mine = mine.detach()
+for logits, given, options in (
+    (mine, targets + 9000, {}),
+    (mine, targets if rank else targets.float(), {}),  # the first process alone is wrong
+    (mine, targets, {"temperature": float(rank)}),
+    (mine[: 2 if rank else 1], targets[: 2 if rank else 1], {}),
+):
+    try:
+        ours.class_parallel_cross_entropy(logits, given, **options)
+        results.append(None)
+    except Exception as error:
+        results.append(f"{type(error).__name__}: {error}")
+results.append(ours.class_parallel_cross_entropy(mine, targets))  # nobody is left waiting
 torch.save(results, f"{out}/{rank}.pt")
 distributed.destroy_process_group()
 """
@@ -794,4 +1122,26 @@ def test_classes_spread_over_processes(size, tmp_path):
         assert ((got - want).abs() <= (1e-6 + 4 * bend) * scale).all()
         if number == 0:  # the confident row keeps its digits
             assert got[0, 0, 7] == pytest.approx(want[0, 0, 7].item(), rel=1e-6)
-    assert all("targets must lie in [0, 9000]" in member[-1] for member in found)
+    first, others = found[0][3:], [member[3:] for member in found[1:]]
+    assert all("IndexError: targets must lie in [0, 9000]" in member[0] for member in (first, *others))
+    told = "RuntimeError: another process of the group raised an error, which says why: rank 0"
+    assert first[1].startswith("TypeError: targets of shards must be class indices")
+    assert first[2].startswith("ValueError: temperature must be positive")
+    assert all(member[1:3] == [told, told] for member in others)
+    uneven = "ValueError: every process must have the same rows; they have 6, 12"
+    assert all(member[3].startswith(uneven) for member in (first, *others))
+    assert all(member[4] == found[0][0][0] for member in (first, *others))
+
+
+def test_the_benchmark_of_the_smallest_call_runs(monkeypatch):
+    import importlib
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    benchmark = importlib.import_module("benchmarks.bridges").TorchCall()
+    benchmark.setup()
+    benchmark.time_loss_and_gradient_through_torch()
+    benchmark.time_loss_and_gradient_on_arrays()
+    monkeypatch.setattr(ours, "cross_entropy", lambda logits, targets: logits.sum())
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        benchmark.setup()

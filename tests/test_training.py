@@ -44,3 +44,9 @@ def test_a_confident_classifier_goes_on_learning():
     np.testing.assert_allclose(ours.loss, ours.exact, rtol=5e-7)
     assert ours.exact[-1] < 1e-3 * torchs.exact[-50:].min()
     assert ours.margin[-1] > torchs.margin[-1] + 5
+
+
+def test_a_step_is_timed_and_learns_with_either_loss():
+    for name, (step, loss, last) in (found := example("torch_step_time").compare(batch=1, steps=4)).items():
+        assert 0 < loss < step, name
+        assert last == pytest.approx(found["torch"][-1], rel=1e-5)

@@ -18,6 +18,7 @@ def why_unavailable():
     return None
 
 
+@np.errstate(over="ignore")
 def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, wanted=()):
     """`fastxent.state.Statistics` of whole rows; with a `fastxent.state.Spread` the gap too.
 
@@ -48,6 +49,7 @@ def statistics(logits, targets, *, spread=None, softcap=None, temperature=1.0, w
     return result
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a mean of rows without weight has infinite coefficients
 def statistics_and_gradient(
     logits, targets, coefficients, out, *, spread=None, softcap=None, temperature=1.0, wanted=()
 ):
@@ -62,8 +64,7 @@ def statistics_and_gradient(
         z, slope = _in_nats(logits[i : i + 1][0], softcap, temperature)
         t = z.argmax() if t == LARGEST else t
         nll, share = _nll(z, t), _share(spread, i, len(z))
-        with np.errstate(invalid="ignore"):
-            p = np.exp(z - z[t] - nll) if np.isfinite(z[t]) else _softmax(z)
+        p = _softmax(z)
         others = np.delete(share, t).sum()
         extra += square * _logsumexp(z) if square else 0.0
         gradient = p * (hit + extra + smooth * (others + share[t])) - smooth * share
@@ -72,11 +73,11 @@ def statistics_and_gradient(
             gradient[t] += smooth * (others + (others + share[t]) * np.expm1(-nll))
         else:
             gradient[t] += smooth * ((others + share[t]) * p[t] - share[t])
-        with np.errstate(over="ignore"):
-            out[i : i + 1] = gradient * slope
+        out[i : i + 1] = gradient * slope
     return result
 
 
+@np.errstate(over="ignore")
 def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softcap=None, temperature=1.0):
     """The LseState of the classes from ``vocab_start`` on, merged to ``state``; targets count from class 0."""
     block = LseState.empty(len(logits), softcap, temperature)
@@ -97,12 +98,13 @@ def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softc
     return block if state is None else state.merge(block)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_start=0, target_share=_NOUGHT):
     """To ``out`` what `fastxent.state.Coefficients` says of the classes from ``vocab_start`` on, times the slope of the
     softcap; ``state`` is that of all classes and ``target_share``, (N,) or (1,), the r of each row's target.
     """
     columns = [np.broadcast_to(column, len(logits)) for column in (*coefficients, target_share, state.nll())]
-    lse, unit = state.lse(), state.temperature if state.softcap is None else state.temperature / state.softcap
+    lse, rate = state.lse(), rowmath.rate(np.float64, state.softcap, state.temperature)
     for i, t in enumerate(in_block(targets, logits, vocab_start)):
         if t == IGNORED:
             out[i : i + 1] = np.zeros((1, out.shape[1]))
@@ -110,15 +112,17 @@ def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_st
         hit, smooth, extra, square, own_share, nll = (column[i] for column in columns)
         z, slope = _in_nats(logits[i : i + 1][0], state.softcap, state.temperature)
         others, extra = state["mass"][i], extra + (square * lse[i] if square else 0.0)
-        own = state["target_logit"][i] / unit
-        p = np.exp((z - own) - nll) if np.isfinite(own) else np.exp(z - lse[i])
+        base, exponent, total, peak, own = (
+            state[name][i] for name in ("base", "exponent", "total", "peak", "target_logit")
+        )
+        above = rowmath.NUMPY_ROWS.excess(base, exponent, total, peak, own, nll, rate)
+        p = np.exp((z - peak * rate[2]) - above) if np.isfinite(peak) else np.exp(z - lse[i])
         entries = p * (hit + extra + smooth * (others + own_share)) - smooth * _share(spread, i, len(z))
         if t >= 0:
             entries[t] = rowmath.NUMPY_ROWS.at_target(
                 hit, smooth, extra, others, own_share, -np.expm1(-nll), np.exp(-nll)
             )
-        with np.errstate(over="ignore"):
-            out[i : i + 1] = entries * slope
+        out[i : i + 1] = entries * slope
 
 
 def count(logits, levels):
@@ -228,7 +232,9 @@ def _share(spread, i, classes):
     if spread is None:
         return np.zeros(classes)
     weight = np.broadcast_to(spread.weight, classes)
-    return weight * (spread.keep * spread.probabilities[i : i + 1][0] + spread.even) if spread.keep else weight
+    if not spread.keep:
+        return weight
+    return weight * (spread.keep * spread.probabilities[i : i + 1][0].astype(np.float64) + spread.even)
 
 
 def _nll(z, t):
@@ -260,6 +266,6 @@ def _logsumexp(z):
 
 
 def _softmax(z):
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         p = np.exp(z - z.max())
         return p / p.sum()

@@ -5,6 +5,8 @@ many rows is 0 in float16. A setup that needs what is not installed raises Impor
 UnsupportedError.
 """
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -13,36 +15,29 @@ import ml_dtypes
 import numpy as np
 
 import fastxent
+from fastxent import backends
+from fastxent.bench import naive
+
+_REFERENCE_ROWS = 50_000  # at some 60 us
 
 
 class UnsupportedError(Exception):
     """The candidate cannot take these logits, this number of threads, or this machine; the message says which."""
 
 
-def numpy_cross_entropy(logits, targets):
-    """Per-row losses in plain NumPy the way scipy.special.log_softmax goes about it, in the logits' dtype."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    with np.errstate(divide="ignore"):
-        return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(logits)), targets]
+def _ours(logits, targets, backend="cpu"):
+    _refuse_absent(backend, len(logits))
+    return lambda: fastxent.cross_entropy(logits, targets, reduction="none", backend=backend)
 
 
-def numpy_cross_entropy_with_grad(logits, targets):
-    """The sum of the losses and its gradient in plain NumPy."""
-    each = np.arange(len(logits))
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    loss = -np.log(p[each, targets]).sum()
-    p[each, targets] -= 1
-    return loss, p
-
-
-def _ours(logits, targets):
-    return lambda: fastxent.cross_entropy(logits, targets, reduction="none")
-
-
-def _ours_with_grad(logits, targets):
+def _ours_with_grad(logits, targets, backend="cpu"):
+    _refuse_absent(backend, len(logits))
     out = np.empty_like(logits)
-    return lambda: fastxent.cross_entropy_with_grad(logits, targets, reduction="sum", out=out)[1]
+    return lambda: fastxent.cross_entropy_with_grad(logits, targets, reduction="sum", out=out, backend=backend)[1]
+
+
+def _ours_with_grad_in_new_memory(logits, targets):
+    return lambda: fastxent.cross_entropy_with_grad(logits, targets, reduction="sum", backend="cpu")[1]
 
 
 def _tensor(array):
@@ -96,9 +91,15 @@ def _through_jax(logits, targets):
 
     import fastxent.jax as bridge
 
-    x, t = jax.device_put(logits), jax.device_put(targets)
     compiled = jax.jit(jax.value_and_grad(lambda x, t: bridge.cross_entropy(x, t, reduction="sum")))
-    return lambda: np.asarray(jax.block_until_ready(compiled(x, t))[1])
+    with _jax_in(logits.dtype):
+        x, t = jax.device_put(logits), jax.device_put(targets)
+
+    def run():
+        with _jax_in(logits.dtype):
+            return np.asarray(jax.block_until_ready(compiled(x, t))[1])
+
+    return run
 
 
 def _compiled(function, wanted):
@@ -108,7 +109,7 @@ def _compiled(function, wanted):
     if not wanted:
         return function
     if not shutil.which("c++"):
-        raise UnsupportedError("torch.compile needs a C++ compiler: install g++ or clang")
+        raise UnsupportedError("needs a C++ compiler: apt-get install g++, or clang")
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
 
@@ -118,9 +119,15 @@ def _jax(logits, targets):
     import optax
 
     _refuse_fewer_threads("jax")
-    x, t = jax.device_put(logits), jax.device_put(targets)
     compiled = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
-    return lambda: np.asarray(compiled(x, t).block_until_ready())
+    with _jax_in(logits.dtype):
+        x, t = jax.device_put(logits), jax.device_put(targets)
+
+    def run():
+        with _jax_in(logits.dtype):
+            return np.asarray(compiled(x, t).block_until_ready())
+
+    return run
 
 
 def _jax_with_grad(logits, targets):
@@ -128,9 +135,22 @@ def _jax_with_grad(logits, targets):
     import optax
 
     _refuse_fewer_threads("jax")
-    x, t = jax.device_put(logits), jax.device_put(targets)
     compiled = jax.jit(jax.value_and_grad(lambda x, t: optax.softmax_cross_entropy_with_integer_labels(x, t).sum()))
-    return lambda: np.asarray(jax.block_until_ready(compiled(x, t))[1])
+    with _jax_in(logits.dtype):
+        x, t = jax.device_put(logits), jax.device_put(targets)
+
+    def run():
+        with _jax_in(logits.dtype):
+            return np.asarray(jax.block_until_ready(compiled(x, t))[1])
+
+    return run
+
+
+def _jax_in(dtype):
+    """JAX with float64, which it otherwise takes for float32, where logits are that."""
+    import jax
+
+    return jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
 
 
 def _scipy(logits, targets):
@@ -181,13 +201,44 @@ def _onnxruntime(logits, targets):
     return lambda: -session.run(None, feeds)[0][:, 0]
 
 
+def _numba_loop(logits, targets):
+    _refuse_half("Numba on a CPU", logits, "no arithmetic")
+    loop, losses = naive.numba_loops()[0], np.empty(len(logits), logits.dtype)
+
+    def run():
+        loop(logits, targets, losses)
+        return losses
+
+    return run
+
+
+def _numba_loop_with_grad(logits, targets):
+    _refuse_half("Numba on a CPU", logits, "no arithmetic")
+    loop, losses, out = naive.numba_loops()[1], np.empty(len(logits), logits.dtype), np.empty_like(logits)
+
+    def run():
+        loop(logits, targets, losses, out)
+        return out
+
+    return run
+
+
 def _threads():
     return fastxent.get_num_threads()
 
 
-def _refuse_half(name, logits):
+def _refuse_absent(backend, rows):
+    if backend == "reference" and rows > _REFERENCE_ROWS:
+        raise UnsupportedError(f"the reference goes row by row, and more than {_REFERENCE_ROWS:,} take minutes")
+    if backend == "cuda" and os.environ.get("FASTXENT_CUDA_SIMULATED"):
+        raise UnsupportedError("a simulated GPU has no speed")
+    if (reason := backends.why_unavailable(backend)) is not None:
+        raise UnsupportedError(reason)
+
+
+def _refuse_half(name, logits, lack="no LogSoftmax"):
     if logits.dtype.itemsize == 2:
-        raise UnsupportedError(f"{name} has no LogSoftmax of {logits.dtype}")
+        raise UnsupportedError(f"{name} has {lack} of {logits.dtype}")
 
 
 def _refuse_fewer_threads(name):
@@ -198,23 +249,34 @@ def _refuse_fewer_threads(name):
 
 
 Setup = Callable[[np.ndarray, np.ndarray], Callable[[], np.ndarray]]
+# what our backends are called among the candidates
+BACKENDS = {"cpu": "fastxent", "cuda": "fastxent cuda", "reference": "fastxent reference"}
+# the first without memory that is there for its gradient: peers take new pages for each of theirs too
+NEW_MEMORY = "fastxent, new memory"
 LOSS: dict[str, Setup] = {
-    "fastxent": _ours,
+    **{name: partial(_ours, backend=backend) for backend, name in BACKENDS.items()},
     "torch": _torch,
     "torch.compile": partial(_torch, compiled=True),
     "jax.jit": _jax,
     "onnxruntime": _onnxruntime,
     "scipy": _scipy,
     "scikit-learn": _scikit_learn,
-    "numpy": lambda logits, targets: lambda: numpy_cross_entropy(logits, targets),
+    "numba loop": _numba_loop,
+    "numpy": lambda logits, targets: lambda: naive.numpy_cross_entropy(logits, targets),
 }
 LOSS_AND_GRADIENT: dict[str, Setup] = {
-    "fastxent": _ours_with_grad,
+    **{name: partial(_ours_with_grad, backend=backend) for backend, name in BACKENDS.items()},
+    NEW_MEMORY: _ours_with_grad_in_new_memory,
     "fastxent.torch": _through_torch,
     "fastxent.jax": _through_jax,
     "torch": _torch_with_grad,
     "torch.compile": partial(_torch_with_grad, compiled=True),
     "jax.jit": _jax_with_grad,
     "scikit-learn": _scikit_learn_with_grad,
-    "numpy": lambda logits, targets: lambda: numpy_cross_entropy_with_grad(logits, targets)[1],
+    "numba loop": _numba_loop_with_grad,
+    "numpy": lambda logits, targets: lambda: naive.numpy_cross_entropy_with_grad(logits, targets)[1],
 }
+# these allocate from a pool that keeps what it has had, so that a second call shows nothing
+POOLED = ("onnxruntime",)
+# and these are compiled anew for another number of threads, in seconds
+SLOW_SETUP = ("torch.compile",)

@@ -151,8 +151,19 @@ AGREEMENT = (
     )
 )
 
-# (rows, classes) to time: the digits, ImageNet, a small and a large vocabulary
+# (rows, classes) to time one by one: the digits, ImageNet, a small and a large vocabulary
 SPEED_SHAPES = ((100_000, 10), (16_384, 1000), (512, 32_000), (128, 128_256))
+# and side by side, where nobody names a shape
+SHAPES = SPEED_SHAPES[1:]
+# the classes of digits, ImageNet, a small vocabulary, GPT-2's, Llama 3's, Gemma's; 2**24 logits each
+SUITE_SHAPES = tuple((max(1, 2**24 // classes), classes) for classes in (10, 1000, 32_000, 50_257, 128_256, 262_144))
+# rows, hidden width, classes: a small model's batch, Llama 3's vocabulary under many tokens and under few wide ones
+HIDDEN_SHAPES = ((1024, 768, 32_000), (2048, 1024, 128_256), (64, 4096, 128_256))
+# on a GPU: a gigabyte of bfloat16 or more, but for the second, which is small, and the last, of few rows
+GPU_SHAPES = (
+    (65_536, 8192), (4096, 32_000), (32_768, 32_000), (16_384, 50_257), (8192, 128_256), (4096, 262_144),
+    (1_048_576, 1000), (4_194_304, 256), (8, 262_144),
+)  # fmt: skip
 
 
 def speed_case(rows: int, classes: int, dtype: str = "float32") -> Case:

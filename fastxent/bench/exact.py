@@ -1,6 +1,17 @@
 """Losses and gradients of whole rows in long double, to judge results of float64 and less."""
 
+import functools
+
 import numpy as np
+
+_CHECKED = 64
+
+
+@functools.cache
+def some_rows(count):
+    """Which of so many rows are judged, in order: 64 at most, the same ones every time, the last among them."""
+    chosen = np.random.default_rng(count).choice(count - 1, min(count, _CHECKED) - 1, replace=False)
+    return np.append(np.sort(chosen), count - 1)
 
 
 def losses_and_gradient(logits, targets):
@@ -17,6 +28,13 @@ def losses_and_gradient(logits, targets):
         gradient[i] = np.exp(z - losses[i])
         gradient[i, target] = np.expm1(-losses[i])
     return losses, gradient
+
+
+def promised(dtype):
+    """What ours may be off by, of a loss, and of a gradient's entry in units of its row's largest before it is rounded,
+    where logits have this dtype: all but float64 are computed in float32.
+    """
+    return (1e-12, 1e-12) if np.dtype(dtype) == np.float64 else (5e-7, 1e-6)
 
 
 def worst_ulps(got, want):

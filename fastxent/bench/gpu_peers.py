@@ -1,10 +1,21 @@
-"""What others make of the same problem on a GPU: every library that is installed, with its own tensors."""
+"""What others make of the same problem on a GPU: every library that is installed, with its own tensors.
 
-import statistics
+Each is checked on some rows before it is timed, like a candidate on a CPU.
+"""
 
-from fastxent.bench import gpu
+import numpy as np
+
+from fastxent.backends.cuda.layout import GPU
+from fastxent.bench import checking, exact
+from fastxent.bench.gpu_record import Time, failed
+from fastxent.bench.gpu_times import AHEAD
+from fastxent.bench.record import Seconds
 
 _ROUNDS, _WARM = 10, 3
+
+
+class _AbsentError(Exception):
+    """Not installed, or no such thing in it; the message says what to do."""
 
 
 def _eager(torch):
@@ -12,7 +23,8 @@ def _eager(torch):
 
 
 def _compiled(torch):
-    return torch.compile(torch.nn.functional.cross_entropy)
+    torch._dynamo.reset()  # else what it compiled for other shapes counts, and it gives up after some
+    return torch.compile(torch.nn.functional.cross_entropy, dynamic=False)
 
 
 def _liger(torch):
@@ -41,75 +53,131 @@ PEERS = {
     "flash-attention": _flash_attention,
 }
 NAMES = (*PEERS, "cupy")
+_INSTALLS = {
+    "torch": "pip install fastxent[torch]",
+    "torch.compile": "pip install fastxent[torch]",
+    "Liger": "pip install liger-kernel",
+    "quack": "pip install quack-kernels",
+    "flash-attention": "pip install flash-attn --no-build-isolation",
+    "cupy": "pip install cupy-cuda13x, or cupy-cuda12x",
+}
+_OVERWRITES = ("Liger",)  # the gradient takes the place of the logits
 
 
-def time_peer(name, rows, classes, dtype, copy):
-    """A `Time` of the loss, and of the loss with its gradient, beside a copy that took ``copy`` seconds."""
-    about = (rows, classes), dtype, name
+def time_peer(name, shape, dtype, copied):
+    """A `Time` of the loss, and of the loss with its gradient, beside a copy that took ``copied`` seconds."""
     try:
-        loss, gradient = _with_cupy(rows, classes, dtype) if name == "cupy" else _with_torch(name, rows, classes, dtype)
-    except ImportError as missing:
-        return [gpu.Time("loss and gradient", *about, note=f"absent: {missing}")]
+        found = _with_cupy(shape, dtype) if name == "cupy" else _with_torch(name, shape, dtype)
+    except ModuleNotFoundError as missing:
+        return [Time("", shape, dtype, name, note=f"absent: needs {missing.name}: {_INSTALLS[name]}")]
+    except _AbsentError as reason:
+        return [Time("", shape, dtype, name, note=f"absent: {reason}")]
     except Exception as failure:  # a peer may fail in any way of its own; the suite goes on
-        return [gpu.Time("loss and gradient", *about, note=f"failed: {type(failure).__name__}: {failure}"[:200])]
-    times = [gpu.Time("loss", *about, loss, copy / 2 / loss)]
-    return times if gradient is None else [*times, gpu.Time("loss and gradient", *about, gradient, copy / gradient)]
+        return [Time("", shape, dtype, name, note=failed(failure))]
+    if isinstance(found, str):
+        return [Time("", shape, dtype, name, note=found)]
+    return [
+        Time.of(operation, (shape, dtype, name), seconds, copied if operation == "loss and gradient" else copied / 2)
+        for operation, seconds in found.items()
+    ]
 
 
-def _with_torch(name, rows, classes, dtype):
+def _with_torch(name, shape, dtype):
+    """`Seconds` of each operation, or how wrong it is."""
     import torch
 
     if not torch.cuda.is_available():
-        raise ImportError("this torch sees no GPU")
+        raise _AbsentError("this torch sees no GPU")
+    try:
+        return _of_tensors(torch, name, shape, dtype, "cuda", _timed_by_torch(torch))
+    finally:
+        torch.cuda.empty_cache()  # what it keeps is gigabytes that our own next problem wants
+
+
+def _of_tensors(torch, name, shape, dtype, device, timed):
     cross_entropy = PEERS[name](torch)
-    logits = torch.randn(rows, classes, device="cuda", dtype=getattr(torch, dtype)).mul_(4)
-    targets = torch.randint(0, classes, (rows,), device="cuda")
+    kept = torch.randn(*shape, device=device, dtype=getattr(torch, dtype)).mul_(4)
+    logits, targets = kept.clone(), torch.randint(0, shape[1], shape[:1], device=device)
+
+    def restore():
+        if name in _OVERWRITES:
+            with torch.no_grad():
+                logits.copy_(kept)
 
     def loss():
         with torch.no_grad():
-            cross_entropy(logits, targets)
+            return cross_entropy(logits, targets)
 
     def gradient():
         given = logits.detach().requires_grad_()
         cross_entropy(given, targets).backward()
+        return given.grad
 
-    return _median(torch, loss), _median(torch, gradient)
+    restore()
+    some = torch.as_tensor(exact.some_rows(shape[0]), device=device)
+    of_some = cross_entropy(kept[some], targets[some])
+    given, found = (array.double().cpu().numpy() for array in (kept[some], gradient()[some] * shape[0]))
+    wrong = how_wrong(given, found, targets[some].cpu().numpy(), float(of_some), dtype)
+    return wrong or {"loss": timed(loss, restore), "loss and gradient": timed(gradient, restore)}
 
 
-def _median(torch, body):
-    for _ in range(_WARM):
-        body()
-    seconds = []
-    for _ in range(_ROUNDS):
+def how_wrong(logits, gradient, targets, mean, dtype):
+    """A note where the mean loss of some rows, or the gradient of each row's own loss, is wrong; else nothing."""
+    losses, wanted = exact.losses_and_gradient(logits, targets)
+    of_loss, _ = checking.errors(np.array([mean]), losses.mean(keepdims=True), 1.0)
+    worst = max(of_loss, *checking.errors(gradient, wanted, 1.0))
+    return _note(worst, dtype)
+
+
+def _note(worst, dtype):
+    allowed = checking.TOLERANCE[dtype]
+    return "" if worst <= allowed else f"wrong: off by {worst:.1e} where {allowed:g} is allowed"
+
+
+def _timed_by_torch(torch):
+    ahead = torch.empty(AHEAD * GPU.launch, dtype=torch.uint8, device="cuda")
+
+    def seconds(body, restore):
+        restore()
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        ahead.zero_()
         first.record()
         body()
         last.record()
         last.synchronize()
-        seconds.append(first.elapsed_time(last) * 1e-3)
-    return statistics.median(seconds)
+        return first.elapsed_time(last) * 1e-3
+
+    def timed(body, restore):
+        samples = [seconds(body, restore) for _ in range(_WARM + _ROUNDS)]
+        return Seconds.of(samples[_WARM:])
+
+    return timed
 
 
-def _with_cupy(rows, classes, dtype):
+def _with_cupy(shape, dtype):
     import cupy
 
     if dtype != "float32":
-        raise ImportError("cupy has no such dtype in its softmax")
-    logits = 4 * cupy.random.standard_normal((rows, classes), dtype=cupy.float32)
-    targets, each = cupy.random.randint(0, classes, rows), cupy.arange(rows)
+        raise _AbsentError(f"cupy has no {dtype}")
+    logits = 4 * cupy.random.standard_normal(shape, dtype=cupy.float32)
+    targets, each = cupy.random.randint(0, shape[1], shape[0]), cupy.arange(shape[0])
 
-    def loss():
+    def losses():
         peak = logits.max(axis=1, keepdims=True)
         return cupy.log(cupy.exp(logits - peak).sum(axis=1)) - (logits[each, targets] - peak[:, 0])
 
-    for _ in range(_WARM):
-        loss()
-    seconds = []
-    for _ in range(_ROUNDS):
+    some = exact.some_rows(shape[0])
+    wanted, _ = exact.losses_and_gradient(logits[some].get(), targets[some].get())
+    worst, _ = checking.errors(losses()[some].get(), wanted, 1.0)
+    if note := _note(worst, dtype):
+        return note
+    samples, ahead = [], cupy.empty(AHEAD * GPU.launch, cupy.uint8)
+    for _ in range(_WARM + _ROUNDS):
         first, last = cupy.cuda.Event(), cupy.cuda.Event()
+        ahead.fill(0)
         first.record()
-        loss()
+        losses()
         last.record()
         last.synchronize()
-        seconds.append(cupy.cuda.get_elapsed_time(first, last) * 1e-3)
-    return statistics.median(seconds), None
+        samples.append(cupy.cuda.get_elapsed_time(first, last) * 1e-3)
+    return {"loss": Seconds.of(samples[_WARM:])}

@@ -1,22 +1,19 @@
 """The fused linear loss: problems, candidates and limits, for `fastxent.bench.compare`.
 
-A loss candidate returns per-row losses (N,); a gradient candidate the first rows of the gradients of the hidden states
-and of the output matrix, one after the other, of the sum of the losses.
+A loss candidate returns per-row losses (N,); a gradient candidate some rows, the last among them, of the gradients of
+the hidden states and of the output matrix, one after the other, of the sum of the losses.
 """
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 import fastxent
-from fastxent.bench.candidates import numpy_cross_entropy, numpy_cross_entropy_with_grad
-
-CHECKED = 64  # rows of each gradient
-
-# rows, hidden width, classes: a small model's batch, Llama 3's vocabulary under many tokens and under few wide ones
-SHAPES = ((1024, 768, 32_000), (2048, 1024, 128_256), (64, 4096, 128_256))
+from fastxent.bench import exact
+from fastxent.bench.naive import numpy_cross_entropy, numpy_cross_entropy_with_grad
 
 
 def build(shape, dtype="float32"):
@@ -29,12 +26,12 @@ def build(shape, dtype="float32"):
 
 
 def expected(hidden, weight, targets):
-    """Losses, and the first rows of both gradients, of products in float64."""
+    """Losses, and some rows of both gradients, of products in float64."""
     losses, dhidden, dweight, _ = fastxent.linear_cross_entropy_with_grad(
         hidden, weight, targets, reduction="none", backend="reference",
         out=(np.empty(hidden.shape), np.empty(weight.shape), None),
     )  # fmt: skip
-    return losses, _first(dhidden, dweight)
+    return losses, some(dhidden, dweight)
 
 
 def limits(hidden, weight):
@@ -53,8 +50,9 @@ def limits(hidden, weight):
     return product, products
 
 
-def _first(*gradients):
-    return np.concatenate([gradient[:CHECKED] for gradient in gradients])
+def some(*gradients):
+    """The rows of gradients that are judged."""
+    return np.concatenate([gradient[exact.some_rows(len(gradient))] for gradient in gradients])
 
 
 def _ours(hidden, weight, targets):
@@ -63,7 +61,7 @@ def _ours(hidden, weight, targets):
 
 def _ours_with_grad(hidden, weight, targets):
     out = np.zeros_like(hidden), np.zeros_like(weight), None
-    return lambda: _first(
+    return lambda: some(
         *fastxent.linear_cross_entropy_with_grad(hidden, weight, targets, reduction="sum", out=out)[1:3]
     )
 
@@ -99,7 +97,7 @@ def _torch_with_grad(hidden, weight, targets, chunked=False):
 
     def run():
         with _loudly():
-            return _first(*(gradient.numpy() for gradient in torch.autograd.grad(loss(x, w, t, "sum"), (x, w))))
+            return some(*(gradient.numpy() for gradient in torch.autograd.grad(loss(x, w, t, "sum"), (x, w))))
 
     return run
 
@@ -119,13 +117,18 @@ def _numpy(hidden, weight, targets):
 def _numpy_with_grad(hidden, weight, targets):
     def run():
         _, dlogits = numpy_cross_entropy_with_grad(hidden @ weight.T, targets)
-        return _first(dlogits @ weight, dlogits.T @ hidden)
+        return some(dlogits @ weight, dlogits.T @ hidden)
 
     return run
 
 
-LOSS = {"fastxent": _ours, "torch": _torch, "torch chunked": partial(_torch, chunked=True), "numpy": _numpy}
-LOSS_AND_GRADIENTS = {
+LOSS: dict[str, Callable] = {
+    "fastxent": _ours,
+    "torch": _torch,
+    "torch chunked": partial(_torch, chunked=True),
+    "numpy": _numpy,
+}
+LOSS_AND_GRADIENTS: dict[str, Callable] = {
     "fastxent": _ours_with_grad,
     "torch": _torch_with_grad,
     "torch chunked": partial(_torch_with_grad, chunked=True),

@@ -65,9 +65,14 @@ def open_source(names, dtype=None):
     ------
     SourceError
         For what is not there, cannot be read, or does not fit together.
+    ValueError
+        For another ``dtype``.
     """
     names = [names] if isinstance(names, (str, os.PathLike)) else names
-    dtype = None if dtype is None else NAMELESS[dtype]
+    if dtype is not None:
+        if dtype not in NAMELESS:
+            raise ValueError(f"logits_dtype must be one of {', '.join(NAMELESS)}; got {dtype!r}")
+        dtype = NAMELESS[dtype]
     openers = [functools.partial(_open, path, part, dtype) for name in names for path, part in expand(name)]
     return openers[0]() if len(openers) == 1 else Shards(openers)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastxent.io.source import Source, SourceError, line, package, pick, stamp_of
+from fastxent.io.source import Source, SourceError, check_claim, line, package, pick, plain, stamp_of
 
 
 class ColumnSource(Source):
@@ -22,9 +22,11 @@ class ColumnSource(Source):
         self._stamp = self.stamp()
         with self._failures("not a readable", f"{self.kind} file"):
             schema, rows = self._read_schema()
-        self._column = pick(self.name, column, schema.names, "column")
-        self.name = f"{self._path}::{self._column}"
-        self.shape, self.dtype = self._read_type(schema.field(self._column).type, rows)
+            self._column = pick(self.name, column, schema.names, "column")
+            kind = schema.field(self._column).type
+        self.name = f"{self._path}::{plain(self._column)}"
+        self.shape, self.dtype = self._read_type(kind, rows)
+        check_claim(self.name, self.shape, self.dtype)
         self._stored = self.dtype
         self._batches, self._next, self._rest = iter(()), -1, np.empty(0, self.dtype)
 
@@ -128,7 +130,11 @@ class ParquetSource(ColumnSource):
 
     def _read_schema(self):
         with self._file() as file:
-            return file.schema_arrow, file.metadata.num_rows
+            rows = file.metadata.num_rows
+            in_groups = sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+            if rows != in_groups:
+                raise ValueError(f"it claims {rows:,} rows, and its groups {in_groups:,}")
+            return file.schema_arrow, rows
 
     def _file(self):
         # a buffer makes it read a column's pages one after the other instead of the whole row group
@@ -158,7 +164,7 @@ class ParquetSource(ColumnSource):
                 columns=[self._column],
                 use_threads=False,
             ):
-                yield batch.column(0)
+                yield _column(batch)
 
 
 class ArrowSource(ColumnSource):
@@ -196,4 +202,10 @@ class ArrowSource(ColumnSource):
             place = reader.schema.get_field_index(self._column)
         with self._reader([place]) as reader:
             for number in range(reader.num_record_batches):
-                yield reader.get_batch(number).column(0)
+                yield _column(reader.get_batch(number))
+
+
+def _column(batch):
+    """The only column of a batch, whose lengths its buffers hold: the library believes what a file says of them."""
+    batch.validate()
+    return batch.column(0)

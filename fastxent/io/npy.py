@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastxent.io.source import Source, SourceError, line, stamp_of
+from fastxent.io.source import Source, SourceError, check_claim, line, stamp_of
 
 
 class MappedSource(Source):
@@ -36,6 +36,7 @@ class MappedSource(Source):
             self._stamp = self.stamp()
             self._read_header()
             self._check_size()
+            check_claim(self.name, self.shape, self.dtype)
         except BaseException:
             self.close()
             raise
@@ -68,7 +69,8 @@ class MappedSource(Source):
         if start == stop:
             return np.empty(0, self.dtype)
         first, size = self._offset + start * self.dtype.itemsize, (stop - start) * self.dtype.itemsize
-        os.posix_fadvise(self._file.fileno(), first, size, os.POSIX_FADV_WILLNEED)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), first, size, os.POSIX_FADV_WILLNEED)
         return np.memmap(self._file, self.dtype, "r", first, (stop - start,))
 
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from fastxent.io.npy import MappedSource
-from fastxent.io.source import SourceError, line, package, pick
+from fastxent.io.source import SourceError, line, package, pick, plain
 
 _DTYPES = {
     name: np.dtype(dtype)
@@ -47,4 +47,4 @@ class SafetensorsSource(MappedSource):
         left = sum(math.prod(shape) * _DTYPES[kind].itemsize for kind, shape in tensors[chosen:])
         kind, self.shape = tensors[chosen]
         self.dtype, self._offset = _DTYPES[kind], self._path.stat().st_size - left
-        self.name = f"{self._path}::{names[chosen]}"
+        self.name = f"{self._path}::{plain(names[chosen])}"

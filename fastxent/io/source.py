@@ -8,9 +8,13 @@ otherwise. Nothing is believed beyond what the file holds, and no pickle is ever
 
 import contextlib
 import importlib
+import math
 from pathlib import Path
 
 import numpy as np
+
+_AXES = 64  # as many as NumPy's arrays have
+_LARGEST = 1 << 50  # bytes: some file systems let a file of nothing claim more
 
 
 class SourceError(ValueError):
@@ -86,6 +90,16 @@ def stamp_of(path):
     return [str(Path(path).absolute()), status.st_size, status.st_mtime_ns]
 
 
+def check_claim(name, shape, dtype):
+    """A SourceError where no file holds an array of this ``shape`` and ``dtype``: a header is not believed."""
+    whole = all(type(size) is int and size >= 0 for size in shape)
+    if not whole or len(shape) > _AXES or not dtype.itemsize or dtype.subdtype:
+        raise SourceError(f"{name}: claims a shape of {shape!r:.80} and {dtype}, which no array has")
+    claimed = math.prod(max(1, size) for size in shape) * dtype.itemsize
+    if claimed > _LARGEST:
+        raise SourceError(f"{name}: claims {shape!r:.80} of {dtype}, {claimed:,} bytes; at most {_LARGEST:,} are read")
+
+
 def package(name, what):
     """The optional package ``name``, or a SourceError that says how to get it."""
     try:
@@ -98,12 +112,17 @@ def package(name, what):
 
 def line(error):
     """An exception's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return plain(" ".join(str(error).split())) or type(error).__name__
+
+
+def plain(name):
+    """What a file says, as a message has it: characters that speak to a terminal, or end a line, are spelled out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def pick(name, wanted, names, what):
     """The one of ``names`` that a file's ``::NAME`` asks for; the only one where it asks for none."""
-    known = ", ".join(names)
+    known = ", ".join(map(plain, names))
     if wanted is None:
         if len(names) == 1:
             return names[0]

@@ -7,7 +7,6 @@ the output, or is written out in its format (`fastxent.io.publish`).
 """
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -18,6 +17,11 @@ from typing import Any
 import numpy as np
 
 from fastxent.io import publish
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
 
 _EVERY = 0.1  # seconds between lines of the journal; at most so much work is done twice
 
@@ -103,6 +107,8 @@ class Spool:
 
     def _open(self):
         """Take hold of the part; a lock tells whether a living process does already."""
+        if fcntl is None:
+            raise NotImplementedError("scores are written to files on POSIX systems only: their part is held by flock")
         descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
         try:

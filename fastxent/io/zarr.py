@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastxent.io.source import Source, SourceError, line, package, pick
+from fastxent.io.source import Source, SourceError, check_claim, line, package, pick, plain
 
 _REQUEST = 8 << 20  # bytes asked for at a time, where chunks are smaller
 
@@ -33,6 +33,10 @@ class ZarrSource(Source):
             raise SourceError(f"{self.name}: not a readable zarr array: {line(error)}") from error
         self.shape, self.dtype = self._array.shape, self._array.dtype
         self._chunks = self._array.chunks
+        check_claim(self.name, self.shape, self.dtype)
+        check_claim(f"{self.name}: a chunk", self._chunks, self.dtype)
+        if 0 in self._chunks:
+            raise SourceError(f"{self.name}: claims chunks of shape {self._chunks}, which hold nothing")
         self._kept: tuple[tuple[int, ...], int, np.ndarray] = (), 0, np.empty(0)
         self.piece_bytes = self._memory_of_a_request()
         self._stamp = self.stamp()
@@ -51,7 +55,7 @@ class ZarrSource(Source):
             return found
         names = [wanted] if wanted is not None and "/" in wanted else sorted(name for name, _ in found.arrays())
         chosen = pick(self.name, wanted, names, "array")
-        self.name = f"{self._path}::{chosen}"
+        self.name = f"{self._path}::{plain(chosen)}"
         if not isinstance(found[chosen], self._library.Array):
             raise SourceError(f"{self.name}: is a group, not an array")
         return found[chosen]

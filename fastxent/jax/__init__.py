@@ -65,6 +65,8 @@ def cross_entropy(
     >>> loss(jax.numpy.array([[20.0, 0.0]]), jax.numpy.array([0]))
     (Array(2.0611537e-09, dtype=float32), Array([[-2.0611537e-09,  2.0611537e-09]], dtype=float32))
     """
+    if isinstance(targets, tuple):
+        raise TypeError("targets must be an array, not a tuple; fastxent itself takes (ids, probabilities)")
     logits, targets = jnp.asarray(logits), jnp.asarray(targets)
     checks.check_logits(logits.shape, logits.dtype, axis)
     options = _Options(
@@ -189,7 +191,8 @@ def _gradient_forward(options, logits, targets, weights, g):
 def _gradient_backward(options, kept, v):
     logits, targets, weights, g = kept
     product = _call("hvp", _gradient_of(logits), (logits, targets, g, v), weights, options).astype(logits.dtype)
-    along = (v * _gradient(options, logits, targets, weights, jnp.ones_like(g))).sum(options["axis"], dtype=g.dtype)
+    wide = logits.astype(_real(logits.dtype))  # of a half mean the gradient is too small for a half
+    along = (v * _gradient(options, wide, targets, weights, jnp.ones_like(g))).sum(options["axis"], dtype=g.dtype)
     dg = along if g.ndim else along.sum()
     return product, _unknown(targets) if _dense(targets) else None, _unknown(weights), dg
 
@@ -208,18 +211,26 @@ _gradient.defvjp(_gradient_forward, _gradient_backward)
 def log_softmax(logits: Any, axis: int = -1, backend: str | None = None) -> jax.Array:
     """`fastxent.log_softmax` for JAX: log-probabilities along ``axis``, none of which rounds to 0 for want of digits.
 
-    Its derivative is g - p sum(g), in float32 where the logits are: `cross_entropy` keeps the digits of a confident
-    row's gradient too.
+    Its derivative, g - p sum(g), keeps the digits of a confident row too.
 
     Parameters
     ----------
     logits : array of bfloat16, float16, float8, float32 or float64
     axis : int
+        Where the classes are.
     backend : str, optional
+        As for `fastxent.cross_entropy`.
 
     Returns
     -------
     Array of the logits' shape and dtype, float32 for float8
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the logits' dtype or shape or the axis is wrong.
+    jax.errors.JaxRuntimeError
+        When the program runs, if the backend is unknown or cannot run here.
 
     Examples
     --------
@@ -246,8 +257,9 @@ def _log_softmax_forward(logits, axis, backend):
 
 def _log_softmax_backward(axis, _, kept, g):
     found, logits = kept
-    p, g = jnp.exp(found.astype(_real(found.dtype))), g.astype(_real(g.dtype))
-    return ((g - p * g.sum(axis, keepdims=True)).astype(logits.dtype),)
+    log_p, g = found.astype(_real(found.dtype)), g.astype(_real(g.dtype))
+    others = g.sum(axis, keepdims=True) - g
+    return ((-g * jnp.expm1(log_p) - jnp.exp(log_p) * others).astype(logits.dtype),)
 
 
 log_softmax.defvjp(_log_softmax_forward, _log_softmax_backward)
@@ -259,13 +271,17 @@ def logsumexp(logits: Any, axis: int = -1, backend: str | None = None) -> jax.Ar
 
     Parameters
     ----------
-    logits : array of bfloat16, float16, float8, float32 or float64
-    axis : int
-    backend : str, optional
+    logits, axis, backend
+        As for `log_softmax`.
 
     Returns
     -------
     Array of float32, float64 for float64 logits
+
+    Raises
+    ------
+    TypeError, ValueError, jax.errors.JaxRuntimeError
+        As `log_softmax`.
 
     Examples
     --------

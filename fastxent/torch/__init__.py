@@ -1,9 +1,11 @@
-"""fastxent for torch: losses with torch's own signatures, differentiable twice, without copies on the CPU.
+"""fastxent for torch: losses with torch's own signatures, without copies on the CPU.
 
-Every loss is an operator of torch's library, which torch.compile, export and functionalisation see as one whole.
+Losses of logits are differentiable twice; all but the class-parallel one are operators of torch's library, which
+torch.compile, export and functionalisation see as one whole.
 Imported by nobody inside; needs `pip install fastxent[torch]`.
 """
 
+from fastxent.torch.arrays import release_memory
 from fastxent.torch.linear import linear_cross_entropy
 from fastxent.torch.losses import CrossEntropyLoss, binary_cross_entropy_with_logits, cross_entropy, log_softmax
 from fastxent.torch.parallel import class_parallel_cross_entropy
@@ -17,5 +19,6 @@ __all__ = [
     "cross_entropy",
     "linear_cross_entropy",
     "log_softmax",
+    "release_memory",
     "score",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch.nn import _reduction
 
 from fastxent import checks
-from fastxent.torch import operators
+from fastxent.torch import binary, operators
 from fastxent.torch.arrays import as_array, loss_dtype, plain
 
 
@@ -33,14 +33,15 @@ def cross_entropy(
     r"""`torch.nn.functional.cross_entropy`, with every digit of a confident row and the options of this package.
 
     The gradient is computed with the loss, in one pass, and kept for the backward pass. Where the upstream gradient
-    is not 1, or may well not be (reduction "none", float16, a compiled graph), it is computed there from the logits:
-    that scales before it is rounded, so loss scaling saves the small gradients of a float16 mean. May be
-    differentiated twice.
+    is not 1, or may well not be (reduction "none", float16, a compiled graph, a checkpoint, or since that of the last
+    loss was not), it is computed there from the logits: that scales before it is rounded, so loss scaling saves the
+    small gradients of a float16 mean. May be differentiated twice.
 
     Parameters
     ----------
     input : Tensor of bfloat16, float16, float8, float32 or float64, shape (C,), (N, C) or (N, C, d1, ...)
-        Logits, on the CPU; read where they lie, whatever their strides.
+        Logits; on the CPU read where they lie, whatever their strides. On a CUDA device, where this has not been run
+        yet, targets are there too, class indices or probabilities of all classes; nothing waits for the device.
     target : Tensor of integers, shape (), (N,) or (N, d1, ...); of floats, of the input's shape; or a tuple
         Class indices, probabilities, or those of k classes a row, ``(ids, probabilities)``, both (..., k).
         Probabilities of all classes may require grad; those of a tuple may not.
@@ -68,7 +69,7 @@ def cross_entropy(
     IndexError, TypeError, ValueError, fastxent.backends.BackendUnavailableError
         As `fastxent.cross_entropy`, always before anything is written.
     NotImplementedError
-        If a tensor is not on the CPU, or ``weight``, ``sample_weight`` or the probabilities of a tuple require grad.
+        If a tensor is on another device, or ``weight``, ``sample_weight`` or the probabilities of a tuple require grad.
 
     Examples
     --------
@@ -81,44 +82,36 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
+    targets, probabilities = operators.read_target(target)
+    operators.check_inputs(input=input, target=targets)
     if axis is None:
         axis = 0 if input.dim() == 1 else 1
-    targets, probabilities = target if isinstance(target, tuple) else (target, None)
     operators.refuse_gradients(weight=weight, sample_weight=sample_weight, probabilities=probabilities)
     learned = torch.is_grad_enabled() and targets.requires_grad
     if inplace_backward:
-        _check_written_over(input, learned)
-    options = {
-        "probabilities": probabilities,
-        "weight": weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "softcap": softcap,
-        "temperature": temperature,
-        "reduction": reduction,
-        "denominator": denominator,
-        "axis": axis,
-        "backend": backend,
-    }
+        _check_written_over(input, targets, probabilities, learned)
+    options = (
+        probabilities,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        softcap,
+        temperature,
+        reduction,
+        denominator,
+        axis,
+        backend,
+    )
     if learned:
-        found = _of_learned_probabilities(input, targets, options)
+        found = _of_learned_probabilities(input, targets, operators.named(options))
     else:
-        with_gradient = not inplace_backward and _needs_gradient(input, reduction)
-        found = operators.loss_of(input, targets, with_gradient, inplace_backward, return_lse, *options.values())
+        found = operators.loss_of(input, targets, inplace_backward, return_lse, options)
     return found if return_lse else found[0]
 
 
-def _needs_gradient(logits, reduction):
-    """Whether the gradient is computed with the loss: where it will most likely be that very one, of a scalar that is
-    not scaled. Loss scaling is what float16 is for; a compiled graph cannot look whether there is any.
-    """
-    differentiable = torch.is_grad_enabled() and logits.requires_grad and not torch.compiler.is_compiling()
-    return differentiable and reduction != "none" and logits.dtype in (torch.float32, torch.float64, torch.bfloat16)
-
-
-def _check_written_over(logits, learned):
+def _check_written_over(logits, targets, probabilities, learned):
     """The gradient may take the logits' memory, or a ValueError says why not."""
     if learned:
         raise ValueError("inplace_backward needs targets that do not require grad: theirs needs the logits too")
@@ -128,7 +121,11 @@ def _check_written_over(logits, learned):
         raise ValueError(
             "inplace_backward needs logits that were computed: a leaf, or a view of one, would be its own gradient"
         )
-    checks.read_out(as_array(logits), as_array(logits), "logits of inplace_backward")
+    if logits.is_cpu:
+        name, array = "logits of inplace_backward", as_array(logits)
+        checks.read_out(array, array, name)
+        for read in (targets, probabilities):
+            checks.refuse_overlap(array, as_array(read), name)
 
 
 def _of_learned_probabilities(logits, target, options):
@@ -160,7 +157,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     Parameters
     ----------
     weight, size_average, ignore_index, reduce, reduction, label_smoothing
-        As for `torch.nn.CrossEntropyLoss`.
+        As for `torch.nn.CrossEntropyLoss`. ``ignore_index`` None switches it off.
     **options
         z_loss, softcap, temperature, axis, return_lse, inplace_backward and backend, as for `cross_entropy`. Those of
         one batch, sample_weight and denominator, go with the call.
@@ -177,7 +174,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         self,
         weight: torch.Tensor | None = None,
         size_average: bool | None = None,
-        ignore_index: int = -100,
+        ignore_index: int | None = -100,
         reduce: bool | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
@@ -254,29 +251,29 @@ def binary_cross_entropy_with_logits(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
+    operators.check_inputs(input=input, target=target)
     operators.refuse_gradients(weight=weight, pos_weight=pos_weight)
-    options = weight, pos_weight, label_smoothing, reduction, backend
-    return operators.binary(input, target, *options, _needs_gradient(input, reduction))[0]
+    return binary.loss_of(input, target, weight, pos_weight, label_smoothing, reduction, backend)
 
 
 def log_softmax(
     input: torch.Tensor,  # noqa: A002
-    dim: int = -1,
+    dim: int | None = None,
+    _stacklevel: int = 3,
     dtype: torch.dtype | None = None,
     *,
     backend: str | None = None,
 ) -> torch.Tensor:
     """`torch.nn.functional.log_softmax`: log-probabilities in nats, none of which rounds to 0 for want of digits.
 
-    Its derivative is torch's own, g - p sum(g) in the input's precision: `cross_entropy` keeps the digits of a
-    confident row's gradient too.
+    Its derivative, g - p sum(g), keeps the digits of a confident row too.
 
     Parameters
     ----------
     input : Tensor of bfloat16, float16, float8, float32 or float64
-        On the CPU.
+        On the CPU, or on a CUDA device, where this has not been run yet.
     dim : int
-        Where the classes are.
+        Where the classes are. None is torch's choice, with torch's warning.
     dtype : torch.dtype, optional
         What the input becomes first.
     backend : str, optional
@@ -294,7 +291,13 @@ def log_softmax(
     Examples
     --------
     >>> import torch, fastxent.torch
-    >>> fastxent.torch.log_softmax(torch.tensor([20.0, 0.0])).tolist()
+    >>> fastxent.torch.log_softmax(torch.tensor([20.0, 0.0]), 0).tolist()
     [-2.06115369216775e-09, -20.0]
     """
-    return operators.log_softmax(input if dtype is None else input.to(dtype), dim, backend)
+    operators.check_inputs(input=input)
+    if not input.dim() or not input.numel():  # no classes
+        return torch.nn.functional.log_softmax(input, dim, _stacklevel + 1, dtype)
+    if dim is None:
+        implicit = torch.nn.functional._get_softmax_dim
+        dim = implicit("log_softmax", input.dim(), _stacklevel)
+    return operators.run(operators.log_softmax, input if dtype is None else input.to(dtype), dim, backend)

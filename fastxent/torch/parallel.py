@@ -7,9 +7,9 @@ import torch
 from torch import distributed
 
 from fastxent import shards
-from fastxent.state import LseState
+from fastxent.state import FIELDS, LseState
 from fastxent.torch.arrays import as_array, as_tensor, new_gradient
-from fastxent.torch.operators import refuse_gradients
+from fastxent.torch.operators import check_inputs, refuse_gradients
 
 
 def class_parallel_cross_entropy(
@@ -47,31 +47,67 @@ def class_parallel_cross_entropy(
     Raises
     ------
     IndexError, TypeError, ValueError
-        As `fastxent.shards.accumulate`; a TypeError for ``return_lse``, which is not among the options.
+        As `fastxent.shards.accumulate`; a TypeError for ``return_lse``, which is not among the options. One process's
+        error is a RuntimeError of the others, but for those of arguments that all have alike: options, what is no
+        tensor.
     NotImplementedError
         If a tensor is not on the CPU, ``weight`` or ``sample_weight`` requires grad, or for a second derivative.
+
+    Examples
+    --------
+    One process is a group too; of several each would pass its own ``rank`` and a store that they share:
+
+    >>> import torch, fastxent.torch
+    >>> from torch import distributed
+    >>> distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    >>> logits = torch.tensor([[20.0, 0.0]], requires_grad=True)
+    >>> loss = fastxent.torch.class_parallel_cross_entropy(logits, torch.tensor([0]))
+    >>> loss.backward()
+    >>> logits.grad.tolist()
+    [[-2.06115369216775e-09, 2.06115369216775e-09]]
+    >>> distributed.destroy_process_group()
     """
     if "return_lse" in options:
         raise TypeError("return_lse goes with cross_entropy, not with class_parallel_cross_entropy")
+    check_inputs(input=input, target=target)
     refuse_gradients(weight=weight, sample_weight=options.get("sample_weight"))
     options = {name: as_array(value) if torch.is_tensor(value) else value for name, value in options.items()}
     options["weight"] = as_array(weight)
     backend = {"backend": options.pop("backend", None)}
-    counts = _gathered(torch.tensor([input.shape[-1]]), group)
+    rows, counts = _gathered(np.array([target.numel(), input.shape[-1]]), group).T
+    if (rows != rows[0]).any():
+        raise ValueError(f"every process must have the same rows; they have {', '.join(map(str, rows))}")
     before = int(counts[: distributed.get_rank(group)].sum())
     place: dict[str, Any] = {"vocab_start": before, "classes": int(counts.sum())}
-    mine = shards.accumulate(as_array(input), as_array(target), **place, **options, **backend)
+    mine, error = _state(input, target, place | options | backend)
+    # the last row says whether a process has one: all wait for the states of all
+    columns = np.vstack([mine.columns, np.full(len(FIELDS), error is not None)])
+    found = _gathered(columns, group)
+    if error is not None:
+        raise error
+    failed = np.flatnonzero(found[:, -1].any(axis=1))
+    if failed.size:
+        raise RuntimeError(f"another process of the group raised an error, which says why: rank {failed[0]}")
     state = LseState.empty(len(mine), mine.softcap, mine.temperature)
-    for columns in _gathered(as_tensor(mine.pack()), group):
-        state = state.merge(LseState.unpack(columns.numpy(), mine.softcap, mine.temperature))
+    for columns in found[:, :-1]:
+        state = state.merge(LseState.unpack(columns, mine.softcap, mine.temperature))
     return _Loss.apply(input, target, state, place, options, backend)
 
 
-def _gathered(tensor, group):
-    """The tensors of all processes, in their order."""
-    found = [torch.empty_like(tensor) for _ in range(distributed.get_world_size(group))]
-    distributed.all_gather(found, tensor, group)
-    return torch.stack(found)
+def _state(logits, target, read):
+    """What this process knows, and None; or an empty state and the error it met."""
+    try:
+        return shards.accumulate(as_array(logits), as_array(target), **read), None
+    except Exception as error:
+        return LseState.empty(target.numel()), error
+
+
+def _gathered(array, group):
+    """The arrays of all processes, of one shape, in their order."""
+    mine = torch.from_numpy(array)
+    found = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(found, mine, group)
+    return torch.stack(found).numpy()
 
 
 class _Loss(torch.autograd.Function):

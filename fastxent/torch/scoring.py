@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 import fastxent
-from fastxent.torch.arrays import as_array, as_tensor
+from fastxent.torch.arrays import as_array, as_given, as_tensor
+from fastxent.torch.operators import check_inputs
 
 
 class Scores(NamedTuple):
@@ -36,7 +37,7 @@ def score(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> Scores
     Parameters
     ----------
     logits : Tensor of bfloat16, float16, float8, float32 or float64, shape (..., V)
-        On the CPU.
+        On the CPU, or on a CUDA device, where this has not been run yet and the classes must be the last axis.
     targets : Tensor of integers, shape (...)
     **options
         As for `fastxent.score`; ``ids`` a tensor. Classes are the last axis unless ``axis`` says otherwise.
@@ -44,14 +45,14 @@ def score(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> Scores
     Returns
     -------
     Scores
-        A named tuple of tensors.
+        A named tuple of tensors, on the CPU.
 
     Raises
     ------
     IndexError, TypeError, ValueError, fastxent.backends.BackendUnavailableError
         As `fastxent.score`.
     NotImplementedError
-        If a tensor is not on the CPU.
+        If the logits are on another device.
 
     Examples
     --------
@@ -60,6 +61,9 @@ def score(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> Scores
     >>> scores.rank.tolist(), scores.numpy().metrics().accuracy.tolist()
     ([1, 2], [0.5])
     """
-    read = {name: as_array(value) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-    found = fastxent.score(as_array(logits), as_array(targets), **read)
-    return Scores(**{name: as_tensor(np.ascontiguousarray(values)) for name, values in found.as_dict().items()})
+    check_inputs(logits=logits, targets=targets)
+    read = {
+        name: as_array(value.cpu()) if isinstance(value, torch.Tensor) else value for name, value in options.items()
+    }
+    found = fastxent.score(as_given(logits), as_array(targets.cpu()), **read)
+    return Scores(**{name: as_tensor(np.asarray(values, order="C")) for name, values in found.as_dict().items()})

@@ -1,14 +1,13 @@
 """Where compiled kernels are kept between runs.
 
 Numba keys a cached kernel by its own file alone; here the folder is named by a digest of every source a kernel can be
-made of, so it is never older than the formulas it inlines, and an edit elsewhere compiles nothing anew. What cannot be
-read is compiled again; where nothing can be written, kernels live in memory. A kernel is machine code, so a folder that
-others can write is not used, and writers take turns: Numba numbers the files of an index it has read, and two writers
-at once would pick the same number.
+made of, so it is never older than the formulas it inlines, and an edit elsewhere compiles nothing anew; and of whether
+indices are checked (NUMBA_BOUNDSCHECK). What cannot be read is compiled again; where nothing can be written, kernels
+live in memory. A kernel is machine code, so a folder that others can write is not used, and writers take turns: Numba
+numbers the files of an index it has read, and two writers at once would pick the same number.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import numba
+from filelock import FileLock
 from numba.core import caching
 
 _HERE = Path(__file__).parent
@@ -44,7 +44,8 @@ def folder():
         status = kernels.stat()
     except (OSError, RuntimeError):
         return None
-    trusted = status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o022
+    posix = hasattr(os, "getuid")  # elsewhere a home is its owner's alone, and modes say nothing
+    trusted = not posix or (status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o022)
     return kernels if trusted and os.access(kernels, os.R_OK | os.X_OK) else None
 
 
@@ -53,7 +54,7 @@ def _remove_old(versions):
     for version in versions.iterdir():
         ours = re.fullmatch("[0-9a-f]{16}", version.name) and version.is_dir() and not version.is_symlink()
         if ours and time.time() - version.stat().st_mtime > _KEPT_FOR:
-            for kernel in [*version.glob("*.nb[ci]"), version / "lock"]:
+            for kernel in [*version.glob("*.nb[ci]"), *version.glob("*.cubin"), version / "lock"]:
                 kernel.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it
                 version.rmdir()
@@ -66,7 +67,7 @@ def sources():
 
 
 def _digest():
-    digest = hashlib.sha256(numba.__version__.encode())
+    digest = hashlib.sha256(f"{numba.__version__} {numba.config.BOUNDSCHECK}".encode())
     for source in sources():
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:16]
@@ -97,11 +98,8 @@ class _Locators:
         return _Locator(self._twin)
 
 
-@contextlib.contextmanager
 def _one_writer(kernels):
-    with (Path(kernels) / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return FileLock(Path(kernels) / "lock")
 
 
 def _function_cache(py_func, twin):

@@ -11,6 +11,7 @@ from fastxent.backends.cpu.vector import LANES, lanes_of, sum_lanes, to_float64,
 PIECE = 16384  # classes of a row in one task
 _BLOCK = 256  # classes between two flushes of the lanes to float64
 _AHEAD = 4096
+_FAR = 32.0  # nats between two normalisers, from which one row is moved to the other before they are subtracted
 
 
 @compiled
@@ -27,8 +28,12 @@ def _sum_piece(p, q, lse_p, lse_q, start, stop, scaling, part):
     rate = scaling.high, scaling.low, scaling.nats
     base_p, magic_p, floor_p, factor_p = _normaliser(p, lse_p, scaling)
     base_q, magic_q, floor_q, factor_q = _normaliser(q, lse_q, scaling)
-    apart = as_real(p, lse_q - lse_p)
-    rest = as_real(p, (lse_q - lse_p) - np.float64(apart))
+    # of an offset that one row has and the other has not, the larger logits bear the subtraction without rounding
+    zero, apart = as_real(p, 0.0), lse_q - lse_p
+    shift = as_real(p, apart) if abs(apart) > _FAR else zero
+    shift_p, shift_q = (zero, shift) if abs(lse_q) > abs(lse_p) else (-shift, zero)
+    near = as_real(p, apart - np.float64(shift))
+    rest = as_real(p, apart - np.float64(shift) - np.float64(near))
     total_kl, total_js = lanes_of(0.0), lanes_of(0.0)
     for block in range(start, stop, _BLOCK):
         kl, js = lanes_of(as_real(p, 0.0)), lanes_of(as_real(p, 0.0))
@@ -38,7 +43,8 @@ def _sum_piece(p, q, lse_p, lse_q, start, stop, scaling, part):
             z, y = load_some(p, j, stop - j, -1, -np.inf), load_some(q, j, stop - j, -1, -np.inf)
             power_p, scale_p = exp_parts(z - base_p, rate, magic_p, floor_p)
             power_q, scale_q = exp_parts(y - base_q, rate, magic_q, floor_q)
-            terms = divergence_terms(power_p * scale_p * factor_p, power_q * scale_q * factor_q, y - z - apart - rest)
+            log_ratio = (y - shift_q) - (z - shift_p) - near - rest
+            terms = divergence_terms(power_p * scale_p * factor_p, power_q * scale_q * factor_q, log_ratio)
             kl, js = kl + terms[0], js + terms[1]
         total_kl, total_js = total_kl + to_float64(kl), total_js + to_float64(js)
     part[0], part[1] = sum_lanes(total_kl), sum_lanes(total_js)

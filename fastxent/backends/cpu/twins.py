@@ -7,6 +7,7 @@ threads. Both twins give the same bits. Each is compiled when first needed.
 
 import os
 import threading
+from pathlib import Path
 
 import numba
 
@@ -15,7 +16,18 @@ from fastxent.backends.cpu import cache
 # elements below which waking the threads costs more than it saves: about 20 us of work
 PARALLEL_FROM = 1 << 18
 
-_threads_lost = False
+
+def _lost_before():
+    """Whether this is the child of a process with Numba's threads, forked before anything here could see it."""
+    try:
+        numba.threading_layer()
+    except ValueError:  # none was started
+        return False
+    tasks = Path("/proc/self/task")
+    return tasks.exists() and numba.config.NUMBA_NUM_THREADS > 1 and sum(1 for _ in tasks.iterdir()) == 1
+
+
+_threads_lost = _lost_before()
 
 
 def _after_fork():
@@ -28,7 +40,8 @@ def _after_fork():
         pass
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def threads_for(work):

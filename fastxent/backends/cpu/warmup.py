@@ -18,7 +18,9 @@ _SHAPES = ((1, 1), (-(-PARALLEL_FROM // 256), 256))
 
 
 def compile_for(dtype):
-    """Compile what logits of ``dtype`` may need, into the cache; how many specialisations that are."""
+    """Compile what logits of ``dtype`` may need, into the cache; how many specialisations that are, and how many of
+    them had not been kept.
+    """
     dtype = np.dtype(dtype)
     own = checks.loss_dtype(dtype)
     for shape in _SHAPES:
@@ -38,20 +40,22 @@ def compile_for(dtype):
             cpu.log_softmax(logits, np.empty(shape, written))
     stored = numba.from_dtype(STAND_INS.get(dtype, dtype))
     twins = [twin for kernel in cpu.KERNELS for twin in (kernel.serial, kernel.parallel)]
-    return sum(signature[0].dtype == stored for twin in twins for signature in twin.signatures)
+    found = [(twin, signature) for twin in twins for signature in twin.signatures if signature[0].dtype == stored]
+    return len(found), sum(signature in twin.stats.cache_misses for twin, signature in found)
 
 
 def compile_copies(sizes=(1, 2, 4, 8)):
-    """Compile the copies between layouts of elements of ``sizes`` bytes; how many specialisations that are."""
+    """Compile the copies between layouts of elements of ``sizes`` bytes; as `compile_for`."""
     for size in sizes:
         for rows, classes in _SHAPES:
             strided.copy(np.zeros((rows, classes), f"u{size}"), np.zeros((rows, classes), f"u{size}"))
-    return sum(len(twin.signatures) for twin in (strided.KERNEL.serial, strided.KERNEL.parallel))
+    twins = strided.KERNEL.serial, strided.KERNEL.parallel
+    return sum(len(twin.signatures) for twin in twins), sum(len(twin.stats.cache_misses) for twin in twins)
 
 
 def compile_all(dtypes=checks.DTYPES):
-    """Compile for each of ``dtypes``, as many at a time as Numba has threads; yields each with its number, and last the
-    copies between layouts.
+    """Compile for each of ``dtypes``, several at a time; yields each with both numbers, and last the copies between
+    layouts.
 
     Raises
     ------
@@ -64,5 +68,6 @@ def compile_all(dtypes=checks.DTYPES):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         copies = pool.submit(compile_copies)
-        yield from zip(dtypes, pool.map(compile_for, dtypes), strict=True)
-        yield "layouts", copies.result()
+        for dtype, numbers in zip(dtypes, pool.map(compile_for, dtypes), strict=True):
+            yield dtype, *numbers
+        yield "layouts", *copies.result()

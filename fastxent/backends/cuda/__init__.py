@@ -8,8 +8,8 @@ is one in NumPy: very slow, for tests.
 
 import numpy as np
 
-from fastxent.backends.cuda.run import is_simulated, runner, scaling_of
-from fastxent.state import LARGEST, Coefficients, LseState, Statistics, in_block
+from fastxent.backends.cuda.run import is_simulated, runner, scaling_of, strips_of
+from fastxent.state import LARGEST, Coefficients, LseState, RowScores, Statistics, in_block
 
 _NOUGHT = np.zeros(1)
 
@@ -52,9 +52,7 @@ def statistics_and_gradient(
 
 
 def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softcap=None, temperature=1.0):
-    """See `fastxent.backends.reference.accumulate`; no softcap yet."""
-    if softcap is not None:
-        raise NotImplementedError("the cuda backend accumulates no logits under a softcap yet; take the cpu backend")
+    """See `fastxent.backends.reference.accumulate`."""
     logits = runner().taken(logits)
     result = LseState.empty(len(logits), softcap, temperature) if state is None else state.copy()
     scaling = scaling_of(logits.dtype, softcap, temperature)
@@ -63,23 +61,41 @@ def accumulate(logits, targets, *, spread=None, vocab_start=0, state=None, softc
 
 
 def gradient(logits, targets, state, coefficients, out, *, spread=None, vocab_start=0, target_share=_NOUGHT):
-    """Not there yet: NotImplementedError."""
-    raise NotImplementedError("the cuda backend takes no gradient of a block yet; take the cpu backend")
+    """See `fastxent.backends.reference.gradient`."""
+    logits, written = runner().taken(logits), runner().taken(out)
+    exponent, factor, own = state.of_gradient(coefficients, target_share)
+    smooth = np.broadcast_to(coefficients.smooth, len(logits))
+    of_rows, scaling = (
+        (state["base"], exponent, factor, smooth, own),
+        scaling_of(logits.dtype, state.softcap, state.temperature),
+    )
+    runner().gradient(logits, in_block(targets, logits, vocab_start), of_rows, spread, scaling, written)
 
 
 def count(logits, levels):
-    """Not there yet: NotImplementedError."""
-    raise NotImplementedError("the cuda backend does not count ranks yet; take the cpu backend")
+    """See `fastxent.backends.reference.count`."""
+    logits, counts = runner().taken(logits), np.empty((len(logits), 2), np.int64)
+    runner().count(logits, np.asarray(levels, np.float64), counts)
+    return counts
 
 
 def score(logits, targets, *, ids=None, top_k=0, softcap=None, temperature=1.0):
-    """Not there yet: NotImplementedError."""
-    raise NotImplementedError("the cuda backend does not score yet; take the cpu backend")
+    """See `fastxent.backends.reference.score`."""
+    logits = runner().taken(logits)
+    ids = np.empty((len(logits), 0), np.int64) if ids is None else ids
+    result = RowScores.allocate(len(logits), top_k, ids.shape[1])
+    runner().score(logits, targets, ids, scaling_of(logits.dtype, softcap, temperature), result)
+    return result
 
 
 def divergences(logits_p, logits_q, lse_p, lse_q):
-    """Not there yet: NotImplementedError."""
-    raise NotImplementedError("the cuda backend takes no divergences yet; take the cpu backend")
+    """See `fastxent.backends.reference.divergences`."""
+    logits_p, logits_q = runner().taken(logits_p), runner().taken(logits_q)
+    parts = np.empty((len(logits_p), strips_of(logits_p, logits_q), 2))
+    runner().divergences(logits_p, logits_q, lse_p, lse_q, parts)
+    unknown = ~(np.isfinite(lse_p) & np.isfinite(lse_q))
+    kl, js = np.moveaxis(parts.sum(axis=1), 1, 0)
+    return np.where(unknown, np.nan, kl), np.where(unknown, np.nan, js)
 
 
 def logsumexp(logits, *, temperature=1.0):

@@ -8,11 +8,12 @@ from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 from fastxent.backends.cuda.forms import FORMS
-from fastxent.backends.cuda.lanes import INT32, Lanes, assembly, joined, split
+from fastxent.backends.cuda.lanes import INT32, Lanes, assembly, joined, larger_of, split
 
 WORD = Lanes(types.int32, 4)
 _WORD = ir.VectorType(INT32, 4)
 _INT16, _HALF, _FLOAT, _DOUBLE = ir.IntType(16), ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_DOUBLES = ir.VectorType(_DOUBLE, 2)
 
 
 def _floats_of_halves(builder, word):
@@ -74,6 +75,7 @@ _DECODE = {
     "float8_e4m3fn": _decode_float8_e4m3fn,
     "float8_e5m2": _decode_float8_e5m2,
 }
+_PAIRS = {"bfloat16": "bf16x2", "float16": "f16x2"}
 _ENCODE = {"float32": _bitcasts, "bfloat16": _encode_pairs("bf16"), "float16": _encode_pairs("f16")}
 
 
@@ -86,7 +88,7 @@ def codec(name):
     def decode(typing, word):
         def lower(context, builder, sig, args):
             if name == "float64":
-                return builder.bitcast(args[0], ir.VectorType(_DOUBLE, 2))
+                return builder.bitcast(args[0], _DOUBLES)
             return joined(builder, [value for w in split(builder, args[0]) for value in _DECODE[name](builder, w)])
 
         return numbers(word), lower
@@ -101,3 +103,31 @@ def codec(name):
         return WORD(x), lower
 
     return decode, encode
+
+
+def highest_of(name):
+    """The largest number of four words, NaN left aside, in what is computed with; of two bytes, two at a time."""
+    real, pairs = types.float64 if name == "float64" else types.float32, _PAIRS.get(name)
+
+    @intrinsic
+    def highest(typing, a, b, c, d):
+        def lower(context, builder, sig, args):
+            if name == "float64":
+                found = [value for word in args for value in split(builder, builder.bitcast(word, _DOUBLES))]
+                return _largest(found, lambda x, y: larger_of(context, builder, real, x, y))
+            words = [word for arg in args for word in split(builder, arg)]
+            if pairs is not None:
+                text = f"max.{pairs} $0, $1, $2;"
+                words = [_largest(words, lambda x, y: assembly(builder, INT32, text, "=r,r,r", [x, y]))]
+            found = [value for word in words for value in _DECODE[name](builder, word)]
+            return _largest(found, lambda x, y: larger_of(context, builder, real, x, y))
+
+        return real(a, b, c, d), lower
+
+    return highest
+
+
+def _largest(values, of_two):
+    while len(values) > 1:
+        values = [of_two(*values[k : k + 2]) if k + 1 < len(values) else values[k] for k in range(0, len(values), 2)]
+    return values[0]

@@ -18,14 +18,28 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent.backends.cpu import cache
-from fastxent.backends.cuda import elements, kernels
+from fastxent.backends.cuda import counts, elements, kernels, losses, scores
+from fastxent.backends.cuda.counts import Beside
 from fastxent.backends.cuda.elements import Elements
-from fastxent.backends.cuda.finish import Coefficients, Results
+from fastxent.backends.cuda.ends import Coefficients, Results
 from fastxent.backends.cuda.forms import FORMS
-from fastxent.backends.cuda.kernels import Rows, Written
+from fastxent.backends.cuda.kernels import Written
+from fastxent.backends.cuda.losses import Loss, Upstream
+from fastxent.backends.cuda.places import Rows
+from fastxent.backends.cuda.scores import Found, Picked
 from fastxent.backends.cuda.words import Kind, Scaling, Shares
 
-_COMPILERS = ("numba-cuda", "numba", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12")
+_COMPILERS = (
+    *("numba-cuda", "numba", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink"),
+    *("nvidia-nvjitlink-cu12", "nvidia-cuda-nvcc-cu12"),  # which has NVVM there
+)
+LEAST = 8, 0  # compute capability: instructions on pairs of bfloat16, a maximum that keeps NaN, shared memory
+# they call kernels, and no kernel calls them; what a layout or a machine says of a kernel is in its `Code`
+_NO_KERNELS = (
+    *("__init__.py", "arrangement.py", "arrays.py", "calls.py", "device.py", "inputs.py", "launches.py", "layout.py"),
+    *("linear.py", "machine.py", "plans.py", "resident.py", "run.py", "scheduler.py", "scratch.py", "simulated.py"),
+    *("softmaxes.py", "stream.py", "warmup.py"),
+)
 _GROUPS = {
     "elements": Elements,
     "rows": Rows,
@@ -33,52 +47,68 @@ _GROUPS = {
     "coefficients": Coefficients,
     "scaling": Scaling,
     "results": Results,
+    "loss": Loss,
+    "found": Found,
+    "beside": Beside,
+    "picked": Picked,
     "written": Written,
 }
+_ENDS = {"verb": {}, "loss": {"results": Loss, "coefficients": Upstream}}
 
 
 class Code(NamedTuple):
-    """What a kernel is made of: its name in `kernels`, its kind, what it writes, and for which architecture."""
+    """What a kernel is made of: its name in `kernels`, its kind, what it writes, whose rows, for which architecture."""
 
     name: str
     kind: Kind
     written: str | None
     entries: str
+    ends: str
     architecture: tuple[int, int]
 
 
-def resident(kind):
+def resident(code):
     """Blocks of 256 threads a multiprocessor is to hold at least: three leave 80 registers each, two 128, one 255."""
-    of_four = FORMS[kind.form].lanes in (4, 8)
-    if kind.capped or kind.spread in ("weights", "probabilities"):
+    kind, lanes = code.kind, FORMS[code.kind.form].lanes
+    of_four = lanes in (4, 8)
+    if kind.capped or kind.spread in ("weights", "probabilities") or (kind.spread == "even" and lanes == 16):
         return 2 if of_four else 1
+    if code.name in ("strip_scores", "finish_scores", "strip_divergences"):
+        return 2
     return 3 if of_four and (kind.spread == "none" or kind.form == "float32") else 2
 
 
 def repair_numpy():
     """NumPy 2.5 has no row_stack, which numba-cuda names while it compiles anything."""
     if not hasattr(np, "row_stack"):
-        np.vstack = np.vstack
+        setattr(np, "row_stack", np.vstack)  # noqa: B010  named plainly, it is taken for a use of what has gone
+
+
+def sources():
+    """The files a kernel is made of, but for those that name the folder it is kept in."""
+    return sorted(source for source in Path(__file__).parent.glob("*.py") if source.name not in _NO_KERNELS)
 
 
 @functools.cache
-def _compilers():
-    """The versions of all that has a hand in machine code, but for this package: its cache is named after that."""
-    found = []
+def _makers():
+    """These sources, and the versions of all else that has a hand in machine code."""
+    found = [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources()]
     for name in _COMPILERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{name} {importlib.metadata.version(name)}")
     return " ".join(found)
 
 
-def _signature(function):
+def _signature(function, ends):
     """The types of a kernel's arguments, which its parameters name."""
     from numba.cuda import types
 
+    groups = _GROUPS | _ENDS[ends]
+
     def type_of(name):
-        if name not in _GROUPS:
+        if name not in groups:
             return types.int64
-        group = _GROUPS[name]
+        group = groups[name]
         kinds = [types.float64 if kind is float else types.int64 for kind in group.__annotations__.values()]
         return types.NamedTuple(kinds, group)
 
@@ -103,7 +133,10 @@ def function_of(ops, code):
     """The kernel as a Python function over ``ops``."""
     if code.name == "binary":
         return elements.build(ops, code.kind)
-    return getattr(kernels.build(ops, code.kind, code.written, code.entries), code.name)
+    for module in (scores, counts, losses):
+        if code.name in module.KERNELS:
+            return getattr(module.build(ops, code.kind), code.name)
+    return getattr(kernels.build(ops, code.kind, code.written, code.entries, code.ends), code.name)
 
 
 def compile_code(code):
@@ -119,8 +152,8 @@ def compile_code(code):
     major, minor = code.architecture
     with _without_device(code.architecture):
         ir, _ = cuda.compile(
-            function, _signature(function), device=False, abi="numba", cc=code.architecture, output="ltoir",
-            launch_bounds=(code.kind.threads * code.kind.rows, resident(code.kind)),
+            function, _signature(function, code.ends), device=False, abi="numba", cc=code.architecture, output="ltoir",
+            launch_bounds=(code.kind.threads * code.kind.rows, resident(code)),
         )  # fmt: skip
     options = LinkerOptions(arch=f"sm_{major}{minor}", link_time_optimization=True)
     return bytes(Linker(ObjectCode.from_ltoir(ir), options=options).link("cubin").code)
@@ -132,18 +165,27 @@ def entry_of(cubin):
     return name.decode()
 
 
+def file_of(code):
+    """Where a kernel's machine code is kept; None where there is no folder for it."""
+    folder = cache.folder()
+    name = hashlib.sha256(f"{_makers()} {code}".encode()).hexdigest()[:32]
+    return folder and folder / f"{code.name}-{code.kind.form}-{name}.cubin"
+
+
 def machine_code(code):
     """`compile_code`, from the disk where it has been kept before."""
-    folder = cache.folder()
-    if folder is None:
+    file = file_of(code)
+    if file is None:
         return compile_code(code)
-    name = hashlib.sha256(f"{_compilers()} {code}".encode()).hexdigest()[:32]
-    file = folder / f"{code.name}-{code.kind.form}-{name}.cubin"
     with contextlib.suppress(OSError):
         return file.read_bytes()
     cubin = compile_code(code)
-    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=folder, delete=False) as part:
-        part.write(cubin)
-        part.flush()
-        Path(part.name).replace(file)
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+        try:
+            part.write(cubin)
+            part.flush()
+            Path(part.name).replace(file)
+        except BaseException:
+            Path(part.name).unlink(missing_ok=True)
+            raise
     return cubin

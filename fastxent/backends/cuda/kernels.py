@@ -12,28 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda import ends as verbs
+from fastxent.backends.cuda import losses
 from fastxent.backends.cuda.finish import RECORD, build_finish, build_fold
-from fastxent.backends.cuda.forms import FORMS
+from fastxent.backends.cuda.places import SLOTS, build_places
 from fastxent.backends.cuda.sums import build_group, build_sums
-from fastxent.backends.cuda.words import build_loads
+from fastxent.backends.cuda.words import build_point
 from fastxent.backends.cuda.write import build_write
 from fastxent.state import IGNORED
 
-SLOTS = 16  # meetings of a block, each with eight bytes a warp in shared memory
-
-
-class Rows(NamedTuple):
-    """Addresses of logits (N, V), ``stride`` logits from row to row, and of targets (N,) int64; the numbers N, V and
-    of strips a row; and where the number after that of a row whose target is out of range is noted, int64.
-    """
-
-    logits: int
-    stride: int
-    targets: int
-    rows: int
-    classes: int
-    strips: int
-    flag: int
+ENDS = {"verb": verbs.build, "loss": losses.build_ends}
 
 
 class Written(NamedTuple):
@@ -43,67 +31,50 @@ class Written(NamedTuple):
     stride: int
 
 
-def build(ops, kind, written=None, entries="gradient"):
-    """The kernels of a kind, by name; ``written`` is the format of the output, None where nothing is written."""
-    form = ops.form(kind.form)
-    sums, load, row_algebra = build_sums(ops, kind), build_loads(ops, form), rowmath.build_rows(ops)
-    join, add_gap, decode, lane, to_float64 = (
-        row_algebra.join,
-        row_algebra.add_gap,
-        form.decode,
-        ops.lane,
-        ops.to_float64,
-    )
-    finish, fold = build_finish(ops, kind), build_fold(ops, kind)
+def build(ops, kind, written=None, entries="gradient", ends="verb"):
+    """The kernels of a kind, by name; ``written`` is the format of the output, None where nothing is written.
+
+    ``ends``: whose rows they are, a "verb"'s with `Results` and `Coefficients` or those of a "loss" with `Loss` and
+    `Upstream`.
+    """
+    of_ends = ENDS[ends](ops, kind)
+    target_of, note_bad, ignore, close = of_ends.target_of, of_ends.note_bad, of_ends.ignore, of_ends.close
+    sums, row_algebra, point = build_sums(ops, kind), rowmath.build_rows(ops), build_point(ops, kind)
+    stored, logit_of, form = point.stored, point.logit, ops.form(kind.form)
+    load_one, store_one, lowest, real_size = (
+        form.load_one, form.store_one, form.real(-np.inf), np.dtype(form.real).itemsize
+    )  # fmt: skip
+    join, add_gap, to_float64 = row_algebra.join, row_algebra.add_gap, ops.to_float64
+    at, finish, fold = build_places(ops, kind), build_finish(ops, kind, of_ends), build_fold(ops, kind)
     thread_sums, group_sums, rate_of, announced = (
         sums.thread_sums,
         sums.group_sums,
         sums.rate_of,
         build_group(ops, kind.threads).announced,
     )
-    ignore, plain, of_row = finish.ignore, finish.plain, getattr(finish, entries)
+    is_bad, place_of, strip_of, slots_of = at.is_bad, at.place_of, at.strip_of, at.slots_of
+    row_rate, put_seven, put_record = at.row_rate, at.put_seven, at.put_record
+    plain, known_of, of_row = finish.plain, finish.known_of, getattr(finish, entries)
     load_int64, load_float64, store_float64 = ops.load_int64, ops.load_float64, ops.store_float64
-    raise_flag, thread, block = ops.raise_flag, ops.thread, ops.block
-    itemsize, threads, per_block, strip_size = form.itemsize, kind.threads, kind.rows, kind.strip
+    thread, block = ops.thread, ops.block
+    threads, per_block, strip_size = kind.threads, kind.rows, kind.strip
     largest, function, int32, int64 = kind.largest, ops.function, ops.int32, ops.int64
-    take_ticket, publish, wait_for, sync_block = ops.take_ticket, ops.publish, ops.wait_for, ops.sync_block
+    fetch_add, publish, wait_for, sync_block = ops.fetch_add, ops.publish, ops.wait_for, ops.sync_block
     shared_put, shared_get = ops.shared_store_float64, ops.shared_load_float64
-    slots_bytes, ticket_at = stage_bytes(kind), (SLOTS - 1) * 8 * max(1, threads // 32)
+    ticket_at = (SLOTS - 1) * 8 * max(1, threads // 32)
     if written is not None:
         out_size = ops.form(written).itemsize
         write_staged, clear = build_write(ops, kind, written, True, entries)
         write_again, _ = build_write(ops, kind, written, False, entries)
 
     @function
-    def row_rate(scaling):
-        return scaling.row_high, scaling.row_low, scaling.row_nats
-
-    @function
-    def is_bad(target, classes):
-        return target >= classes
-
-    @function
     def skip(t, i, target, rows, results):
         """The results of a row that is not read."""
         if t == 0:
             bad = is_bad(target, rows.classes)
-            ignore(i, np.nan if bad else 0.0, results)
+            ignore(i, np.nan if bad else 0.0, rows, results)
             if bad:
-                raise_flag(rows.flag, i + 1)
-
-    @function
-    def place_of(rows, i):
-        first = rows.logits + i * rows.stride * itemsize
-        return first, first + rows.classes * itemsize
-
-    @function
-    def slots_of(group):
-        """Where a group's words wait in shared memory."""
-        return SLOTS * 8 * (threads // 32) + group * slots_bytes + 16
-
-    @function
-    def strip_of(start, classes):
-        return int32(min(classes - start, int64(strip_size)))
+                note_bad(i, rows, results)
 
     @function
     def sum_strip(t, i, start, slots, target, rows, shares, scaling):
@@ -113,7 +84,7 @@ def build(ops, kind, written=None, entries="gradient"):
         gone = int32(-1)
         if not largest and target >= start and target < start + size:
             gone = int32(target - start)
-        found, best = thread_sums(t, i, first, last, start, size, gone, shares, scaling, slots)
+        found, best = thread_sums(t, i, first, last, start, size, gone, shares, scaling, slots, 0)
         return group_sums(found, best, start, rate_of(scaling))
 
     @function
@@ -126,14 +97,15 @@ def build(ops, kind, written=None, entries="gradient"):
         """(N, V) logits read once -> statistics. A row has no more classes than a strip."""
         t, i = thread() % threads, int64(block()) * per_block + thread() // threads
         if i < rows.rows:
-            target = load_int64(rows.targets + i * 8)
+            target = target_of(i, rows, results)
             if target == IGNORED or is_bad(target, rows.classes):
                 skip(t, i, target, rows, results)
             else:
                 record = sum_strip(t, i, int64(0), -1, target, rows, shares, scaling)
                 if t == 0:
                     first, last = place_of(rows, i)
-                    plain(i, first, last, rows.classes, as_row(record), target, shares, scaling, results)
+                    plain(i, first, last, as_row(record), target, shares, scaling, rows, results)
+        close(int64(block()) * per_block, per_block, rows, results)
 
     def gradient(rows, shares, coefficients, scaling, results, written):
         """(N, V) logits read once -> statistics, and as many entries written once, in place or not. A row has no more
@@ -142,7 +114,7 @@ def build(ops, kind, written=None, entries="gradient"):
         t, group = thread() % threads, thread() // threads
         i = int64(block()) * per_block + group
         if i < rows.rows:
-            target = load_int64(rows.targets + i * 8)
+            target = target_of(i, rows, results)
             place = written.out + i * written.stride * out_size
             if target == IGNORED or is_bad(target, rows.classes):
                 skip(t, i, target, rows, results)
@@ -153,37 +125,18 @@ def build(ops, kind, written=None, entries="gradient"):
                 first, last = place_of(rows, i)
                 plan = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
                 if t == 0:
-                    found = as_row(record)
-                    plan = of_row(i, first, last, rows.classes, found, target, shares, coefficients, scaling, results)
+                    found, known = as_row(record), known_of(first, last, target, scaling)
+                    plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
                 plan = announced(8, plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
                 size = int32(rows.classes)
                 write_staged(t, i, first, last, int64(0), size, slots, place, shares, plan, scaling)
+        close(int64(block()) * per_block, per_block, rows, results)
 
-    @function
-    def put_seven(at, a, b, c, d, e, f, g):
-        store_float64(at, a)
-        store_float64(at + 8, b)
-        store_float64(at + 16, c)
-        store_float64(at + 24, d)
-        store_float64(at + 32, e)
-        store_float64(at + 40, f)
-        store_float64(at + 48, g)
-
-    @function
-    def put_record(at, record):
-        base, exponent, total, peak, gap, mass, best, index = record
-        put_seven(at, base, exponent, total, peak, gap, mass, best)
-        store_float64(at + 56, index)
-
-    @function
-    def logit_of(first, last, k):
-        return to_float64(lane(decode(load(first + k * itemsize, (first + k * itemsize) & 15, first, last)), 0))
-
-    def strip_sums(rows, shares, scaling, records):
+    def strip_sums(rows, shares, scaling, results, records):
         """(N, V) logits read once -> records (N, strips); a block for a strip."""
         i = int64(block() // rows.strips)
         s = int64(block() - i * rows.strips)
-        target = load_int64(rows.targets + i * 8)
+        target = target_of(i, rows, results)
         if target != IGNORED and not is_bad(target, rows.classes):
             record = sum_strip(thread(), i, s * strip_size, -1, target, rows, shares, scaling)
             if thread() == 0:
@@ -193,7 +146,7 @@ def build(ops, kind, written=None, entries="gradient"):
     def next_number(tickets):
         """The block's place in the order in which blocks have begun, which is not that of their numbers."""
         if thread() == 0:
-            shared_put(ticket_at, to_float64(take_ticket(tickets)))
+            shared_put(ticket_at, to_float64(fetch_add(tickets, 1)))
         sync_block()
         return int64(shared_get(ticket_at))
 
@@ -211,15 +164,15 @@ def build(ops, kind, written=None, entries="gradient"):
         """As `gradient` for rows of several strips, each with a block that waits for the others of its row.
 
         tickets: 1 + N strips int64, all 0. At most one row has begun without all of its blocks, so a GPU that can hold
-        the blocks of a row, of every kernel of this kind it runs at once, comes to an end. Not in place: the target's
-        logit is read when another block may already write.
+        the blocks of a row, of every kernel of this kind it runs at once, comes to an end. In place unless the largest
+        logit is left out: which that is, is known when another block may already write.
         """
         number, t = next_number(tickets), thread()
         i = number // rows.strips
         s = number - i * rows.strips
         start = s * strip_size
         size = strip_of(start, rows.classes)
-        target = load_int64(rows.targets + i * 8)
+        target = target_of(i, rows, results)
         place = written.out + (i * written.stride + start) * out_size
         if target == IGNORED or is_bad(target, rows.classes):
             skip(t + s, i, target, rows, results)
@@ -228,38 +181,60 @@ def build(ops, kind, written=None, entries="gradient"):
             slots = slots_of(0)
             record = sum_strip(t, i, start, slots, target, rows, shares, scaling)
             row_records = records + i * rows.strips * RECORD
-            meet_row(t, row_records, tickets + 8 + i * rows.strips * 8, rows.strips, s, record)
             first, last = place_of(rows, i)
+            # before any block of the row may write
+            known = known_of(first, last, target, scaling)
+            meet_row(t, row_records, tickets + 8 + i * rows.strips * 8, rows.strips, s, record)
             plan = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             if t == 0:
                 found = fold(row_records, rows.strips, row_rate(scaling))
-                plan = of_row(i, first, last, rows.classes, found, target, shares, coefficients, scaling, results)
+                plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
             plan = announced(8, plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
             write_staged(t, i, first, last, start, size, slots, place, shares, plan, scaling)
+        if s == 0:
+            close(i, 1, rows, results)
 
     def finish_statistics(rows, shares, scaling, results, records):
         """Records (N, strips) -> statistics; a thread for a row."""
         i = int64(block()) * threads + thread()
         if i < rows.rows:
-            target = load_int64(rows.targets + i * 8)
+            target = target_of(i, rows, results)
             if target == IGNORED or is_bad(target, rows.classes):
                 skip(0, i, target, rows, results)
             else:
                 first, last = place_of(rows, i)
                 found = fold(records + i * rows.strips * RECORD, rows.strips, row_rate(scaling))
-                plain(i, first, last, rows.classes, found, target, shares, scaling, results)
+                plain(i, first, last, found, target, shares, scaling, rows, results)
+        close(int64(block()) * threads, threads, rows, results)
+
+    def settle_lse(rows, lse):
+        """Logsumexps (N,) that are NaN -> the largest logit, an infinity, where none of the row is NaN; a thread for a
+        row.
+        """
+        i = int64(block()) * threads * per_block + thread()
+        if i < rows.rows:
+            highest = load_one(lse + i * real_size)
+            if highest != highest:
+                first, last = place_of(rows, i)
+                highest, k = lowest, int64(0)
+                while k < rows.classes and highest == highest:
+                    x = stored(first, last, k)
+                    highest, k = (highest if x <= highest else x), k + 1
+                if highest - highest != 0.0:
+                    store_one(lse + i * real_size, highest)
 
     def finish_gradient(rows, shares, coefficients, scaling, results, records, plans):
         """Records (N, strips) -> statistics and plans (N,); a thread for a row."""
         i = int64(block()) * threads + thread()
         if i < rows.rows:
-            target = load_int64(rows.targets + i * 8)
+            target = target_of(i, rows, results)
             if target == IGNORED or is_bad(target, rows.classes):
                 skip(0, i, target, rows, results)
             else:
                 first, last = place_of(rows, i)
                 found = fold(records + i * rows.strips * RECORD, rows.strips, row_rate(scaling))
-                plan = of_row(i, first, last, rows.classes, found, target, shares, coefficients, scaling, results)
+                known = known_of(first, last, target, scaling)
+                plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
                 at = plans + i * RECORD
                 store_float64(at, plan[0])
                 store_float64(at + 8, plan[1])
@@ -267,13 +242,14 @@ def build(ops, kind, written=None, entries="gradient"):
                 store_float64(at + 24, plan[3])
                 store_float64(at + 32, plan[4])
                 store_float64(at + 40, plan[5])
+        close(int64(block()) * threads, threads, rows, results)
 
     @function
-    def add_to_state(i, target, rows, shares, rate, records, at):
+    def add_to_state(i, target, rows, shares, scaling, records, at):
         """A row's records joined to its state at ``at``, the target's own logit beside them."""
         base, exponent = load_float64(at), load_float64(at + 8)
         total, low = load_float64(at + 16), load_float64(at + 24)
-        top, gap, mass = -np.inf, 0.0, 0.0
+        top, gap, mass, rate = -np.inf, 0.0, 0.0, row_rate(scaling)
         for s in range(rows.strips):
             record = records + s * RECORD
             base, exponent, total, low = join(
@@ -290,15 +266,15 @@ def build(ops, kind, written=None, entries="gradient"):
         put_seven(at, base, exponent, total, low, top, gap, mass)
         if target >= 0:
             first, last = place_of(rows, i)
-            store_float64(at + 56, logit_of(first, last, target))
+            store_float64(at + 56, logit_of(first, last, target, scaling)[0])
             store_float64(at + 64, load_float64(at + 64) + 1.0)
 
-    def strip_entries(rows, shares, scaling, plans, written):
+    def strip_entries(rows, shares, scaling, results, plans, written):
         """(N, V) logits read again and plans (N,) -> entries; a block for a strip."""
         i = int64(block() // rows.strips)
         start = int64(block() - i * rows.strips) * strip_size
         size = strip_of(start, rows.classes)
-        target = load_int64(rows.targets + i * 8)
+        target = target_of(i, rows, results)
         place = written.out + (i * written.stride + start) * out_size
         if target == IGNORED or is_bad(target, rows.classes):
             clear(thread(), place, size, np.nan if is_bad(target, rows.classes) else 0.0)
@@ -311,21 +287,31 @@ def build(ops, kind, written=None, entries="gradient"):
             first, last = place_of(rows, i)
             write_again(thread(), i, first, last, start, size, 0, place, shares, plan, scaling)
 
+    def slope_of_targets(rows, scaling, plans):
+        """Plans (N,) made elsewhere: the entry of a target in these classes times its slope; a thread for a row."""
+        i = int64(block()) * threads + thread()
+        if i < rows.rows:
+            target = load_int64(rows.targets + i * 8)
+            if target >= 0 and not is_bad(target, rows.classes):
+                first, last = place_of(rows, i)
+                own = plans + i * RECORD + 32
+                store_float64(own, load_float64(own) * logit_of(first, last, target, scaling)[1])
+
     def finish_state(rows, shares, scaling, records, columns):
         """Records (N, strips) added to columns (N, 9), in the order of `fastxent.state.FIELDS`; a thread for a row."""
         i = int64(block()) * threads + thread()
         if i < rows.rows:
             target = load_int64(rows.targets + i * 8)
             if target != IGNORED:
-                add_to_state(
-                    i, target, rows, shares, row_rate(scaling), records + i * rows.strips * RECORD, columns + i * 72
-                )
+                add_to_state(i, target, rows, shares, scaling, records + i * rows.strips * RECORD, columns + i * 72)
 
     kernels = {
         "statistics": statistics,
         "strip_sums": strip_sums,
         "finish_statistics": finish_statistics,
         "finish_state": finish_state,
+        "settle_lse": settle_lse,
+        "slope_of_targets": slope_of_targets,
     }
     if written is not None:
         kernels |= {
@@ -335,13 +321,3 @@ def build(ops, kind, written=None, entries="gradient"):
             "strip_entries": strip_entries,
         }
     return SimpleNamespace(**kernels)
-
-
-def stage_bytes(kind):
-    """Shared memory for the words of a strip, and one at each end."""
-    return (-(-kind.strip // FORMS[kind.form].lanes) + 2) * 16
-
-
-def shared_bytes(kind, staged):
-    """Dynamic shared memory of a block."""
-    return SLOTS * 8 * max(1, kind.threads // 32) + (kind.rows * stage_bytes(kind) if staged else 0)

@@ -186,7 +186,8 @@ def _at_least(context, builder, kind, x, floor):
     return builder.select(builder.fcmp_ordered(">", floor, x), floor, x)
 
 
-def _larger(context, builder, kind, x, y):
+def larger_of(context, builder, kind, x, y):
+    """The larger of two numbers, in LLVM's terms; a NaN is passed over."""
     letter = _letter(kind)
     return assembly(builder, x.type, f"max.f{kind.bitwidth} $0, $1, $2;", f"={letter},{letter},{letter}", [x, y])
 
@@ -203,6 +204,10 @@ def _less_the_base(context, builder, kind, x, base):
     return assembly(builder, x.type, text, f"={letter},{letter},{letter}", [x, base], side_effect=True)
 
 
+def _flushed_product(context, builder, kind, x, y):
+    return assembly(builder, x.type, "mul.ftz.f32 $0, $1, $2;", "=f,f,f", [x, y])
+
+
 fma = _elementwise("fma", 3, lambda context, builder, kind, *xyz: builder.fma(*xyz), "x y + z, rounded once.")
 rint = _elementwise(
     "rint",
@@ -215,7 +220,10 @@ exp2_of_fraction = _elementwise(
 )
 at_least = _elementwise("at_least", 2, _at_least, "The larger of x and a floor; NaN in x stays.")
 less_the_base = _elementwise("less_the_base", 2, _less_the_base, "x - base, only where control comes by.")
-larger = _elementwise("larger", 2, _larger, "The larger of the two; a NaN is passed over.")
+flushed_product = _elementwise(
+    "flushed_product", 2, _flushed_product, "x y in float32, and 0 where x, y or that is below the smallest normal."
+)
+larger = _elementwise("larger", 2, larger_of, "The larger of the two; a NaN is passed over.")
 weighted = _elementwise("weighted", 2, _weighted, "weight x, and 0 where the weight is 0 even if x is infinite.")
 
 _SAME_BITS = {
@@ -251,6 +259,22 @@ def shifted(typing, x, places):
         return lane(args[0])
 
     return x(x, places), lower
+
+
+@intrinsic
+def shifted_onto(typing, x, places, low):
+    """The same, with the bits of an int32 added."""
+
+    def lower(context, builder, sig, args):
+        places, low = (context.cast(builder, args[k], sig.args[k], types.int32) for k in (1, 2))
+
+        def lane(value):
+            moved = builder.shl(builder.bitcast(value, INT32), places)
+            return builder.bitcast(builder.add(moved, low), ir.FloatType())
+
+        return joined(builder, [lane(value) for value in split(builder, args[0])])
+
+    return x(x, places, low), lower
 
 
 def caster(target):
@@ -318,7 +342,7 @@ def _folded(name, combine):
 
 
 sum_lanes = _folded("sum_lanes", lambda context, builder, kind, a, b: builder.fadd(a, b))
-peak_of_lanes = _folded("peak_of_lanes", _larger)
+peak_of_lanes = _folded("peak_of_lanes", larger_of)
 
 
 @intrinsic

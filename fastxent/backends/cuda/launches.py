@@ -5,42 +5,90 @@ A ``slot`` has the machine, a stream of it, and memory of its own for what kerne
 
 import numpy as np
 
+from fastxent.backends.cuda.ends import NO_RESULTS
 from fastxent.backends.cuda.finish import RECORD
-from fastxent.backends.cuda.kernels import shared_bytes
+from fastxent.backends.cuda.largest import ENTRY
+from fastxent.backends.cuda.losses import Loss
+from fastxent.backends.cuda.places import shared_bytes
+from fastxent.backends.cuda.scores import MOMENTS
 
 
 def statistics(slot, kind, given, shares, scaling, results):
-    """Statistics of rows."""
+    """`Results` of rows, or their `Loss`."""
+    how = {"ends": _ends_of(results)}
     if given.strips == 1:
-        _launch(slot, "statistics", kind, (given, shares, scaling, results), _groups(kind, given))
+        _launch(slot, "statistics", kind, (given, shares, scaling, results), _groups(kind, given), **how)
     else:
-        records = _sum_strips(slot, kind, given, shares, scaling)
-        _launch_rows(slot, "finish_statistics", kind, (given, shares, scaling, results, records))
+        records = _sum_strips(slot, kind, given, shares, scaling, results)
+        _launch_rows(slot, "finish_statistics", kind, (given, shares, scaling, results, records), **how)
 
 
 def entries(slot, kind, given, shares, of_loss, scaling, results, place, in_place, **how):
-    """Statistics of rows, and their gradient or log-softmax; ``how`` says which, and in what format."""
-    staged = shared_bytes(kind, True)
+    """`statistics` of rows, and their gradient or log-softmax; ``how`` says which, and in what format."""
+    staged, how = shared_bytes(kind, True), how | {"ends": _ends_of(results)}
     if given.strips == 1:
         arguments = given, shares, of_loss, scaling, results, place
         _launch(slot, "gradient", kind, arguments, _groups(kind, given), shared=staged, **how)
-    elif given.strips <= slot.machine.together and not in_place:
+    elif given.strips <= slot.machine.together and not (in_place and kind.largest):
         blocks = given.rows * given.strips
         records, tickets = slot.reserve("records", (blocks, RECORD), np.uint8), slot.zeros("tickets", 1 + blocks)
         waiting = given, shares, of_loss, scaling, results, records, tickets, place
         _launch(slot, "shared_gradient", kind, waiting, blocks, shared=staged, **how)
     else:
-        records = _sum_strips(slot, kind, given, shares, scaling)
+        records = _sum_strips(slot, kind, given, shares, scaling, results)
         plans = slot.reserve("plans", (given.rows, RECORD), np.uint8)
         finish = given, shares, of_loss, scaling, results, records, plans
         _launch_rows(slot, "finish_gradient", kind, finish, **how)
-        _launch(slot, "strip_entries", kind, (given, shares, scaling, plans, place), given.rows * given.strips, **how)
+        again = given, shares, scaling, results, plans, place
+        _launch(slot, "strip_entries", kind, again, given.rows * given.strips, **how)
 
 
 def accumulate(slot, kind, given, shares, scaling, columns):
     """The sums of rows added to their states."""
-    records = _sum_strips(slot, kind, given, shares, scaling)
+    records = _sum_strips(slot, kind, given, shares, scaling, NO_RESULTS)
     _launch_rows(slot, "finish_state", kind, (given, shares, scaling, records, columns))
+
+
+def score(slot, kind, given, shares, scaling, found, known):
+    """Scores of rows, and what is known of each for log-probabilities."""
+    strips = given.rows * given.strips
+    records, moments = (
+        slot.reserve("records", (strips, RECORD), np.uint8),
+        slot.reserve("moments", (strips, MOMENTS), np.uint8),
+    )
+    largest = slot.reserve("largest", (strips, found.kept, ENTRY), np.uint8)
+    arguments = given, shares, scaling, records, moments, largest, found.kept
+    _launch(slot, "strip_scores", kind, arguments, _groups(kind, given), shared=shared_bytes(kind, found.kept > 0))
+    _launch_rows(slot, "finish_scores", kind, (given, scaling, records, moments, largest, found, known))
+
+
+def log_probs(slot, kind, given, scaling, known, picked):
+    """Log-probabilities of some classes of each scored row."""
+    _launch(
+        slot,
+        "log_probs",
+        kind,
+        (given, scaling, known, picked),
+        -(-given.rows * picked.each // (kind.threads * kind.rows)),
+    )
+
+
+def gradient(slot, kind, given, shares, scaling, plans, place, **how):
+    """Entries of rows whose plans are made."""
+    if kind.capped:
+        _launch_rows(slot, "slope_of_targets", kind, (given, scaling, plans))
+    entries = given, shares, scaling, NO_RESULTS, plans, place
+    _launch(slot, "strip_entries", kind, entries, given.rows * given.strips, **how)
+
+
+def count(slot, kind, given, levels, counts):
+    """How many logits of each row are above and level with its number, added to ``counts``."""
+    _launch(slot, "strip_counts", kind, (given, levels, counts), _groups(kind, given))
+
+
+def divergences(slot, kind, given, beside, scaling, parts):
+    """What each strip adds to two divergences."""
+    _launch(slot, "strip_divergences", kind, (given, beside, scaling, parts), _groups(kind, given))
 
 
 def binary(slot, kind, elements, losses, gradient):
@@ -48,15 +96,35 @@ def binary(slot, kind, elements, losses, gradient):
     _launch(slot, "binary", kind, (elements, losses, gradient), -(-elements.size // (kind.threads * kind.rows)))
 
 
-def _sum_strips(slot, kind, given, shares, scaling):
+def total_weight(slot, kind, given, results, divisor):
+    """What a mean of the losses of rows is divided by."""
+    _launch_rows(slot, "total_weight", kind, (given, results, divisor))
+
+
+def total_loss(slot, kind, given, results):
+    """The sum of losses that are there, of no rows too."""
+    _launch(slot, "total_loss", kind, (given, results), max(1, -(-given.rows // (kind.threads * kind.rows))))
+
+
+def settle_lse(slot, kind, given, lse):
+    """Logsumexps of rows that hold infinities."""
+    _launch_rows(slot, "settle_lse", kind, (given, lse))
+
+
+def _ends_of(results):
+    return "loss" if isinstance(results, Loss) else "verb"
+
+
+def _sum_strips(slot, kind, given, shares, scaling, results):
     records = slot.reserve("records", (given.rows * given.strips, RECORD), np.uint8)
-    _launch(slot, "strip_sums", kind, (given, shares, scaling, records), given.rows * given.strips)
+    arguments, ends = (given, shares, scaling, results, records), _ends_of(results)
+    _launch(slot, "strip_sums", kind, arguments, given.rows * given.strips, ends=ends)
     return records
 
 
 def _groups(kind, given):
-    """Blocks of whole rows."""
-    return -(-given.rows // kind.rows)
+    """Blocks for all strips."""
+    return -(-given.rows * given.strips // kind.rows)
 
 
 def _launch_rows(slot, name, kind, arguments, **how):
@@ -66,4 +134,5 @@ def _launch_rows(slot, name, kind, arguments, **how):
 
 def _launch(slot, name, kind, arguments, blocks, shared=None, **how):
     shared = shared_bytes(kind, False) if shared is None else shared
-    slot.machine.launch(slot.stream, name, kind, arguments, blocks, shared=shared, **how)
+    if blocks:
+        slot.machine.launch(slot.stream, name, kind, arguments, blocks, shared=shared, **how)

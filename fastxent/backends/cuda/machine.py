@@ -11,11 +11,14 @@ import numpy as np
 
 from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.layout import GPU
+from fastxent.backends.cuda.plans import flat
 
 _GRANULE = 1 << 16  # bytes: small pieces are seldom allocated anew
 _PLAIN_SHARED = 48 * 1024  # more has to be asked for
+_STREAMS_AT_ONCE = 8  # that may run kernels whose blocks wait for each other
 
 
+@functools.cache
 def why_unavailable():
     """Why there is no GPU to be used, in a sentence; None when there is one."""
     for package, name in (("numba_cuda", "numba-cuda"), ("cuda.core", "cuda-core"), ("cuda.bindings", "cuda-bindings")):
@@ -29,8 +32,14 @@ def why_unavailable():
         return "there is no NVIDIA driver on this machine"
     if error != driver.CUresult.CUDA_SUCCESS:
         return f"the NVIDIA driver finds no GPU it can use ({error.name})"
-    _, count = driver.cuDeviceGetCount()
-    return None if count else "the NVIDIA driver finds no GPU"
+    if not _checked(driver.cuDeviceGetCount()):
+        return "the NVIDIA driver finds no GPU"
+    named = driver.CUdevice_attribute
+    parts = named.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, named.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+    found = tuple(_checked(driver.cuDeviceGetAttribute(part, _checked(driver.cuDeviceGet(0)))) for part in parts)
+    if found < compiler.LEAST:
+        return "the first GPU has compute capability {}.{}; kernels need {}.{}".format(*found, *compiler.LEAST)
+    return None
 
 
 def _is_installed(name):
@@ -50,30 +59,89 @@ def _checked(answer):
     return values[0] if len(values) == 1 else values
 
 
+class _Current:
+    """The GPU's context, on this thread's stack of them within a ``with``; what was there before is there after."""
+
+    def __init__(self, context):
+        from cuda.bindings import driver
+
+        self._driver, self._context = driver, context
+
+    def __enter__(self):
+        _checked(self._driver.cuCtxPushCurrent(self._context))
+
+    def __exit__(self, *error):
+        _checked(self._driver.cuCtxPopCurrent())
+
+
 class Machine:
-    """The first GPU the driver knows, or the one CUDA_VISIBLE_DEVICES names."""
+    """The first GPU the driver knows, or the one CUDA_VISIBLE_DEVICES names.
+
+    All of its methods are for a thread on which it is ``current()``: another thread has no context, or one of another
+    GPU that the caller works with.
+    """
 
     layout = GPU
 
     def __init__(self):
-        from cuda.core import Device
+        from cuda.bindings import driver
+        from cuda.core import Device, launch
 
-        self._device = Device(0)
-        self._device.set_current()
+        self._launch = launch
+        self._current = _Current(_checked(driver.cuDevicePrimaryCtxRetain(_checked(driver.cuDeviceGet(0)))))
+        with self.current():
+            self._device = Device(0)
+            self._device.set_current()
         self.architecture = tuple(self._device.compute_capability)
         self.name = self._device.name
-        # blocks that wait for each other: a multiprocessor holds one at least, and two slots may be at it at once
-        self.together = self._device.properties.multiprocessor_count // 2
+        # blocks that wait for each other: a multiprocessor holds one at least
+        self.together = self._device.properties.multiprocessor_count // _STREAMS_AT_ONCE
+
+    def current(self):
+        """A context manager within which this thread speaks to the GPU; it may stand within itself."""
+        return self._current
 
     def new_stream(self):
         """A stream of its own."""
         return self._device.create_stream()
 
-    def fits(self, array, size):
-        """Whether memory once allocated can hold so many bytes."""
-        return array.nbytes >= size
+    @functools.cache  # noqa: B019  there is one machine, and it stays
+    def stream_of(self, handle):
+        """The stream of another library, by its handle; 0 and 1 are the default one, 2 that of each thread."""
+        from cuda import core
 
-    def spoil(self, array, address):
+        known = {0: core.LEGACY_DEFAULT_STREAM, 1: core.LEGACY_DEFAULT_STREAM, 2: core.PER_THREAD_DEFAULT_STREAM}
+        return known[handle] if handle in known else core.Stream.from_handle(handle)
+
+    def follow(self, stream, handle):
+        """Let a stream wait for what has been asked of another, by its handle; the host does not wait."""
+        from cuda.bindings import driver
+
+        event = _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        _checked(driver.cuEventRecord(event, int(self.stream_of(handle).handle)))
+        _checked(driver.cuStreamWaitEvent(int(stream.handle), event, 0))
+        _checked(driver.cuEventDestroy(event))
+
+    def is_capturing(self, stream):
+        """Whether what is asked of a stream goes into a CUDA graph."""
+        from cuda.bindings import driver
+
+        status = _checked(driver.cuStreamIsCapturing(int(stream.handle)))
+        return status != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+
+    def fits(self, held, size):
+        """Whether so many bytes once allocated can hold ``size``."""
+        return held >= size
+
+    def roomy(self, size):
+        """What is allocated for so many bytes, or some more."""
+        return -(-max(size, 1) // _GRANULE) * _GRANULE
+
+    def generous(self, size):
+        """So many bytes that what grows step by step seldom has to."""
+        return 1 << (size - 1).bit_length()
+
+    def spoil(self, address):
         """Nothing: what a kernel is to fill may hold what it likes before."""
 
     def allocate(self, size):
@@ -82,10 +150,13 @@ class Machine:
 
         from cuda.bindings import driver
 
-        self._device.set_current()
-        size = -(-max(size, 1) // _GRANULE) * _GRANULE
+        size = self.roomy(size)
         host = int(_checked(driver.cuMemAllocHost(size)))
-        address = int(_checked(driver.cuMemAlloc(size)))
+        try:
+            address = int(_checked(driver.cuMemAlloc(size)))
+        except RuntimeError:
+            _checked(driver.cuMemFreeHost(host))
+            raise
         return np.frombuffer((ctypes.c_char * size).from_address(host), np.uint8), address
 
     def release(self, array, address):
@@ -95,17 +166,23 @@ class Machine:
         _checked(driver.cuMemFreeHost(array.ctypes.data))
         _checked(driver.cuMemFree(address))
 
-    def reserve(self, size):
-        """So many bytes of the device's memory alone."""
+    def take(self, stream, size):
+        """So many bytes, or some more, of the device's memory from a stream's turn on; nothing waits."""
         from cuda.bindings import driver
 
-        return int(_checked(driver.cuMemAlloc(size)))
+        return int(_checked(driver.cuMemAllocAsync(self.roomy(size), int(stream.handle))))
 
-    def unreserve(self, address):
-        """Give them back; nothing may be on the way."""
+    def take_zeros(self, stream, size):
+        """The same, of zeros."""
+        address = self.take(stream, size)
+        self.clear(stream, address, self.roomy(size))
+        return address
+
+    def give(self, stream, address):
+        """Give them back when it is the stream's turn."""
         from cuda.bindings import driver
 
-        _checked(driver.cuMemFree(address))
+        _checked(driver.cuMemFreeAsync(address, int(stream.handle)))
 
     def copy_to_device(self, stream, array, address):
         """Copy a contiguous array, some time."""
@@ -119,11 +196,11 @@ class Machine:
 
         _checked(driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, int(stream.handle)))
 
-    def clear(self, stream, array, address):
-        """Zeros on the device in place of what an array there was to hold, some time."""
+    def clear(self, stream, address, size):
+        """So many bytes of zeros on the device, some time."""
         from cuda.bindings import driver
 
-        _checked(driver.cuMemsetD8Async(address, 0, array.nbytes, int(stream.handle)))
+        _checked(driver.cuMemsetD8Async(address, 0, size, int(stream.handle)))
 
     def copy(self, stream, source, target, size):
         """Copy bytes from the device's memory to itself, some time."""
@@ -131,11 +208,12 @@ class Machine:
 
         _checked(driver.cuMemcpyDtoDAsync(target, source, size, int(stream.handle)))
 
-    def seconds(self, stream, body):
-        """How long the stream is busy with what ``body`` asks of it."""
+    def seconds(self, stream, body, before):
+        """How long the stream is busy with what ``body`` asks of it, after what ``before`` does."""
         from cuda.bindings import driver
 
         first, last = _checked(driver.cuEventCreate(0)), _checked(driver.cuEventCreate(0))
+        before()
         _checked(driver.cuEventRecord(first, int(stream.handle)))
         body()
         _checked(driver.cuEventRecord(last, int(stream.handle)))
@@ -149,19 +227,25 @@ class Machine:
         """Wait for all that was asked of a stream."""
         stream.sync()
 
-    def launch(self, stream, name, kind, arguments, blocks, written=None, entries="gradient", shared=0):
-        """Run a kernel of `kernels` on ``blocks`` blocks, some time."""
-        from cuda.core import launch
+    def launch(self, stream, name, kind, arguments, blocks, shared=0, **how):
+        """Run a kernel on ``blocks`` blocks, some time; ``how`` are the other fields of its `compiler.Code`."""
+        prepared = self.prepared(name, kind, arguments, blocks, shared, **how)
+        self.run(stream, prepared, list(flat(arguments)))
 
-        kernel = self._kernel(name, kind, written, entries)
-        launch(stream, _configuration(blocks, kind.threads * kind.rows, shared), kernel, *_flat(arguments))
+    def prepared(self, name, kind, arguments, blocks, shared=0, **how):
+        """What `run` takes to run a kernel with arguments like these."""
+        return _configuration(blocks, kind.threads * kind.rows, shared), self._kernel(name, kind, **how)
+
+    def run(self, stream, prepared, numbers):
+        """Run a kernel with the numbers of its arguments, some time."""
+        self._launch(stream, *prepared, *numbers)
 
     @functools.cache  # noqa: B019  there is one machine, and it stays
-    def _kernel(self, name, kind, written, entries):
+    def _kernel(self, name, kind, written=None, entries="gradient", ends="verb"):
         from cuda.bindings import driver
         from cuda.core import ObjectCode
 
-        cubin = compiler.machine_code(compiler.Code(name, kind, written, entries, self.architecture))
+        cubin = compiler.machine_code(compiler.Code(name, kind, written, entries, ends, self.architecture))
         kernel = ObjectCode.from_cubin(cubin).get_kernel(compiler.entry_of(cubin))
         most = kernels_shared_bytes(kind)
         if most > _PLAIN_SHARED:
@@ -172,7 +256,7 @@ class Machine:
 
 def kernels_shared_bytes(kind):
     """The most dynamic shared memory a kernel of this kind is launched with."""
-    from fastxent.backends.cuda.kernels import shared_bytes
+    from fastxent.backends.cuda.places import shared_bytes
 
     return shared_bytes(kind, True)
 
@@ -182,12 +266,3 @@ def _configuration(blocks, threads, shared):
     from cuda.core import LaunchConfig
 
     return LaunchConfig(grid=(blocks,), block=(threads,), shmem_size=shared)
-
-
-def _flat(arguments):
-    """The numbers of named tuples, one after the other."""
-    for argument in arguments:
-        if isinstance(argument, tuple):
-            yield from argument
-        else:
-            yield argument

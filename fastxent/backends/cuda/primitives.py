@@ -16,7 +16,7 @@ from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
 from fastxent.backends.cuda import lanes
-from fastxent.backends.cuda.codecs import WORD, codec
+from fastxent.backends.cuda.codecs import WORD, codec, highest_of
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.lanes import INT32, Lanes, assembly, caster, filler, joined, split
 
@@ -112,20 +112,24 @@ load_word, store_word = _access(WORD, _WORD, _pointer, 16)
 shared_load_word, shared_store_word = _access(WORD, _WORD, _shared_pointer, 16)
 load_float64, store_float64 = _access(types.float64, _DOUBLE, _pointer, 8)
 load_int64, store_int64 = _access(types.int64, _INT64, _pointer, 8)
+load_int32, _ = _access(types.int32, INT32, _pointer, 4)
 shared_load_float64, shared_store_float64 = _access(types.float64, _DOUBLE, _shared_pointer, 8)
 
 
 @intrinsic
-def _take_ticket(typing, address):
-    """The 64-bit counter at ``address`` before 1 was added to it."""
+def _fetch_add(typing, address, value):
+    """An int64 added to the counter at ``address``, and what that was before. What this thread, and those it has met at
+    a barrier, stored before is seen by whoever adds next, and those it meets then.
+    """
 
     def lower(context, builder, sig, args):
-        one = ir.Constant(_INT64, 1)
-        return assembly(
-            builder, _INT64, "atom.global.add.u64 $0, [$1], $2;", "=l,l,l,~{memory}", [args[0], one], side_effect=True
+        text, args = (
+            "atom.acq_rel.gpu.global.add.u64 $0, [$1], $2;",
+            _cast(context, builder, sig, args, types.int64, types.int64),
         )
+        return assembly(builder, _INT64, text, "=l,l,l,~{memory}", args, side_effect=True)
 
-    return types.int64(address), lower
+    return types.int64(address, value), lower
 
 
 @intrinsic
@@ -164,6 +168,18 @@ def _raise_flag(typing, address, value):
 
     def lower(context, builder, sig, args):
         text, args = "red.global.max.s64 [$0], $1;", _cast(context, builder, sig, args, types.int64, types.int64)
+        assembly(builder, ir.VoidType(), text, "l,l,~{memory}", args, side_effect=True)
+        return context.get_dummy_value()
+
+    return types.void(address, value), lower
+
+
+@intrinsic
+def _add_to(typing, address, value):
+    """An int64 added to the one at ``address``: whole numbers give the same sum in any order."""
+
+    def lower(context, builder, sig, args):
+        text, args = "red.global.add.u64 [$0], $1;", _cast(context, builder, sig, args, types.int64, types.int64)
         assembly(builder, ir.VoidType(), text, "l,l,~{memory}", args, side_effect=True)
         return context.get_dummy_value()
 
@@ -278,6 +294,7 @@ def form(name):
         real=about.real,
         decode=decode,
         encode=encode,
+        highest=highest_of(name) if about.itemsize > 1 else None,
         load_one=load_one,
         store_one=store_one,
         store_some=_store_some(about.itemsize),
@@ -301,6 +318,8 @@ OPS = SimpleNamespace(
     at_least=lanes.at_least,
     bits=lanes.bits,
     shifted=lanes.shifted,
+    shifted_onto=lanes.shifted_onto,
+    flushed_product=lanes.flushed_product,
     where=lanes.where,
     rint=lanes.rint,
     to_float64=lanes.to_float64,
@@ -329,12 +348,15 @@ OPS = SimpleNamespace(
     load_float64=load_float64,
     store_float64=store_float64,
     load_int64=load_int64,
+    load_int32=load_int32,
+    store_int64=store_int64,
     shared_load_float64=shared_load_float64,
     shared_store_float64=shared_store_float64,
-    take_ticket=_take_ticket,
+    fetch_add=_fetch_add,
     publish=_publish,
     wait_for=_wait_for,
     raise_flag=_raise_flag,
+    add_to=_add_to,
     int32=types.int32,
     int64=types.int64,
     form=form,

@@ -1,9 +1,12 @@
 """Rows that are on the device already: the verbs take them in place of arrays, and neither copy nor gather them."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from fastxent.backends.cuda.arrays import in_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,12 @@ class DeviceRows:
         """As of an array."""
         return self.rows, self.classes
 
+    @property
+    def end(self):
+        """Where the last of them ends."""
+        last = self.address + (self.rows - 1) * self.stride * self.dtype.itemsize
+        return last + self.classes * self.dtype.itemsize if self.rows else self.address
+
     def __len__(self):
         return self.rows
 
@@ -33,6 +42,32 @@ class DeviceRows:
         start, stop, _ = rows.indices(self.rows)
         address = self.address + start * self.stride * self.dtype.itemsize
         return DeviceRows(address, stop - start, self.classes, self.stride, self.dtype, self.owner)
+
+
+def as_rows(view):
+    """`DeviceRows` of a `fastxent.backends.cuda.arrays.View` of an array (..., V).
+
+    Raises
+    ------
+    ValueError
+        If the classes do not lie side by side, or the rows not at one distance.
+    """
+    classes, each, rows = view.shape[-1], view.dtype.itemsize, math.prod(view.shape[:-1])
+    if rows and classes > 1 and view.steps[-1] != each:
+        raise ValueError("the classes of rows on a device must lie side by side")
+    apart = in_line(view._replace(shape=view.shape[:-1], steps=view.steps[:-1]), "rows") if rows > 1 else classes * each
+    if apart % each or apart < classes * each:
+        raise ValueError("rows on a device must lie one after the other, whole numbers apart")
+    return DeviceRows(view.address, rows, classes, apart // each, view.dtype)
+
+
+def lies_in_rows(view):
+    """Whether `as_rows` takes it."""
+    try:
+        as_rows(view)
+    except ValueError:
+        return False
+    return True
 
 
 def rows_of(array, stream):
@@ -48,6 +83,8 @@ def rows_of(array, stream):
     view = StridedMemoryView.from_any_interface(array, stream_ptr=int(stream.handle))
     if not view.is_device_accessible:
         raise TypeError("the array is not on a device")
+    if view.device_id > 0:
+        raise NotImplementedError(f"arrays must be on the first GPU, not on GPU {view.device_id}")
     if len(view.shape) != 2:
         raise TypeError(f"rows on a device must have two dimensions, not shape {tuple(view.shape)}")
     rows, classes = view.shape

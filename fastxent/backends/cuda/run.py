@@ -3,31 +3,36 @@
 import functools
 import importlib
 import os
+import threading
 
 import numpy as np
 
-from fastxent import rowmath
 from fastxent.backends.cuda import launches
+from fastxent.backends.cuda.counts import Beside
 from fastxent.backends.cuda.elements import Elements
-from fastxent.backends.cuda.finish import Coefficients as CoefficientAddresses
-from fastxent.backends.cuda.finish import Results
-from fastxent.backends.cuda.kernels import Rows, Written
+from fastxent.backends.cuda.ends import Results
+from fastxent.backends.cuda.finish import RECORD
+from fastxent.backends.cuda.inputs import coefficients_of, kind_of, mass_of_others, scaling_of, shares_of
+from fastxent.backends.cuda.kernels import Written
+from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.resident import DeviceRows, rows_of
+from fastxent.backends.cuda.scores import KNOWN, Found, Picked
 from fastxent.backends.cuda.stream import Slot, in_turn
-from fastxent.backends.cuda.words import Scaling, Shares
 from fastxent.checks import loss_dtype
-from fastxent.state import IGNORED, LARGEST, Statistics
+from fastxent.state import FIELDS, IGNORED, Statistics
 
 _FIELDS = Statistics.__slots__
 _DLPACK_CUDA = 2
+_MASS = FIELDS.index("mass")
 
 
 class Runner:
-    """The kernels of a machine, and two slots that take turns."""
+    """The kernels of a machine, and two slots that take turns; one thread's call at a time."""
 
     def __init__(self, machine):
-        self.machine = machine
-        self._slots = [Slot(machine), Slot(machine)]
+        self.machine, self._lock = machine, threading.RLock()
+        with machine.current():
+            self._slots = [Slot(machine), Slot(machine)]
 
     def statistics(self, logits, targets, spread, scaling, result):
         """Fill `fastxent.state.Statistics`."""
@@ -54,13 +59,12 @@ class Runner:
             place = Written(out[rows].address, out.stride) if stays else _room_for(slot, rows, out, written)
             launches.entries(slot, kind, given, shares, of_loss, scaling, results, place, in_place, **how)
             harvest = _harvest_results(slot, rows, result)
-            filled = None if stays else slot.download("written", (_count(rows), place.stride), written)
+            fill = None if stays else _harvest_written(slot, rows, out, written, place)
 
             def take():
                 harvest()
-                if filled is not None:
-                    with np.errstate(over="ignore"):
-                        out[rows] = filled[:, : logits.shape[1]]
+                if fill is not None:
+                    fill()
 
             slot.then(take)
 
@@ -77,11 +81,109 @@ class Runner:
             filled = slot.download("columns", columns[rows].shape, np.float64)
 
             def take():
+                mass = columns[rows, _MASS].copy()
                 columns[rows] = filled
+                if kind.spread == "weights":  # a kernel's sum of them has the digits of what it computes with
+                    columns[rows, _MASS] = mass + mass_of_others(spread.weight, targets[rows])
 
             slot.then(take)
 
         self._each_block(logits, of_rows)
+
+    def score(self, logits, targets, ids, scaling, result):
+        """Fill `fastxent.state.RowScores`."""
+        kind, kept = (
+            kind_of(self.machine, logits.dtype, logits.shape[1], targets, scaling, None),
+            result.top_ids.shape[1],
+        )
+
+        def of_rows(slot, rows):
+            given, shares = self._inputs(slot, logits, targets, rows, None, kind)
+            count, columns = _count(rows), len(Found._fields) - 2
+            place, known = (
+                slot.reserve("found", (columns, count), np.float64),
+                slot.reserve("known", (count, KNOWN), np.uint8),
+            )
+            top = slot.reserve("top_ids", (count, kept), np.int64)
+            found = Found._make((*(place + 8 * k * count for k in range(columns)), top, kept))
+            launches.score(slot, kind, given, shares, scaling, found, known)
+            filled = [
+                slot.download("found", (columns, count), np.float64),
+                slot.download("top_ids", (count, kept), np.int64),
+            ]
+            for name, classes, number in (("top", top, kept), ("id", 0, ids.shape[1])):
+                if number:
+                    classes = classes or slot.upload("ids", ids[rows])
+                    picked = Picked(classes, number, slot.reserve(f"{name}_log_probs", (count, number), np.float64))
+                    launches.log_probs(slot, kind, given, scaling, known, picked)
+                filled.append(slot.download(f"{name}_log_probs", (count, number), np.float64))
+
+            def take():
+                for column, found in zip(result, (*filled[0], *filled[1:]), strict=True):
+                    column[rows] = found
+
+            slot.then(take)
+
+        self._each_block(logits, of_rows)
+
+    def gradient(self, logits, targets, of_rows, spread, scaling, out):
+        """Fill ``out`` with entries; ``of_rows``, float64 (N,) each: base, exponent, factor, smooth, own."""
+        kind = kind_of(self.machine, logits.dtype, logits.shape[1], targets, scaling, spread, mergeable=True)
+        written, stays = _written_as(logits.dtype, out), isinstance(out, DeviceRows)
+
+        def of_block(slot, rows):
+            given, shares = self._inputs(slot, logits, targets, rows, spread, kind)
+            base, exponent, factor, smooth, own = (column[rows] for column in of_rows)
+            plans = np.zeros((_count(rows), RECORD // 8))
+            plans[:, :6] = np.stack([base, exponent, factor, -smooth * shares.scale, own, targets[rows]], axis=1)
+            place = Written(out[rows].address, out.stride) if stays else _room_for(slot, rows, out, written)
+            plans = slot.upload("plans", plans)
+            launches.gradient(slot, kind, given, shares, scaling, plans, place, written=written.name)
+            slot.then(lambda: None) if stays else slot.then(_harvest_written(slot, rows, out, written, place))
+
+        self._each_block(logits, of_block, stays)
+
+    def count(self, logits, levels, counts):
+        """Fill ``counts`` (N, 2) with how many logits are above and level with ``levels`` (N,)."""
+        targets = np.full(len(logits), IGNORED)
+        kind = kind_of(self.machine, logits.dtype, logits.shape[1], targets, scaling_of(logits.dtype, None, 1.0), None)
+
+        def of_rows(slot, rows):
+            given, _ = self._inputs(slot, logits, targets, rows, None, kind)
+            launches.count(
+                slot, kind, given, slot.upload("levels", levels[rows]), slot.zeros("counts", 2 * _count(rows))
+            )
+            filled = slot.download("counts", (2 * _count(rows),), np.int64)
+
+            def take():
+                counts[rows] = filled.reshape(-1, 2)
+
+            slot.then(take)
+
+        self._each_block(logits, of_rows)
+
+    def divergences(self, logits_p, logits_q, lse_p, lse_q, parts):
+        """Fill ``parts`` (N, strips, 2); see `strips_of`."""
+        targets, dtype = np.full(len(logits_p), IGNORED), _common(logits_p, logits_q)
+        scaling = scaling_of(dtype, None, 1.0)
+        kind = kind_of(self.machine, dtype, logits_p.shape[1], targets, scaling, None)
+
+        def of_rows(slot, rows):
+            given, _ = self._inputs(slot, logits_p, targets, rows, None, kind, dtype)
+            place = _place_of(slot, logits_q[rows], dtype, "logits beside")
+            lse = slot.upload("lse p", lse_p[rows]), slot.upload("lse q", lse_q[rows])
+            beside = Beside(place[0], place[1], lse[0], lse[1])
+            launches.divergences(
+                slot, kind, given, beside, scaling, slot.reserve("parts", parts[rows].shape, np.float64)
+            )
+            filled = slot.download("parts", parts[rows].shape, np.float64)
+
+            def take():
+                parts[rows] = filled
+
+            slot.then(take)
+
+        self._each_block(logits_p, of_rows, isinstance(logits_q, DeviceRows))
 
     def binary(self, logits, targets, weight, pos_weight, keep, even, upstream, losses, gradient):
         """Losses of elements, and their gradient where it has a place."""
@@ -122,17 +224,24 @@ class Runner:
             on_device = array.__dlpack_device__()[0] == _DLPACK_CUDA
         else:
             on_device = hasattr(array, "__cuda_array_interface__")
-        return rows_of(array, self._slots[0].stream) if on_device else array
+        if not on_device:
+            return array
+        with self._lock, self.machine.current():
+            stream = self._slots[0].stream
+            rows = rows_of(array, stream)
+            self.machine.wait(stream)  # for what is asked of another slot too
+        return rows
 
     def row(self, logits, i):
         """One row as an array."""
         if not isinstance(logits, DeviceRows):
             return logits[i : i + 1][0]
         slot, found = self._slots[0], logits[i : i + 1]
-        array, _ = slot.piece("row", (found.classes,), found.dtype)
-        self.machine.copy_to_host(slot.stream, array, found.address)
-        self.machine.wait(slot.stream)
-        return array
+        with self._lock, self.machine.current():
+            array, _ = slot.piece("row", (found.classes,), found.dtype)
+            self.machine.copy_to_host(slot.stream, array, found.address)
+            self.machine.wait(slot.stream)
+            return array.copy()
 
     def _each_block(self, logits, of_rows, stays=True):
         """In blocks that are copied in turn; at once where nothing is copied."""
@@ -143,12 +252,13 @@ class Runner:
 
     def _in_slices(self, count, size, task):
         slices = [slice(start, min(count, start + size)) for start in range(0, count, size)]
-        in_turn(self._slots, [lambda slot, some=some: task(slot, some) for some in slices])
+        with self._lock, self.machine.current():
+            in_turn(self._slots, [lambda slot, some=some: task(slot, some) for some in slices])
 
-    def _inputs(self, slot, logits, targets, rows, spread, kind):
-        """``rows, shares`` of a block, on their way to the device."""
-        classes, dtype = logits.shape[1], logits.dtype.newbyteorder("=")
-        place, stride = _place_of(slot, logits[rows], dtype)
+    def _inputs(self, slot, logits, targets, rows, spread, kind, dtype=None):
+        """``rows, shares`` of a block, on their way to the device; in another ``dtype`` where one is given."""
+        classes, dtype = logits.shape[1], dtype or logits.dtype.newbyteorder("=")
+        place, stride = _place_of(slot, logits[rows], dtype, "logits")
         flag = slot.zeros("flag", 1)
         goals = slot.upload("targets", targets[rows], np.int64)
         given = Rows(place, stride, goals, _count(rows), classes, -(-classes // kind.strip), flag)
@@ -168,32 +278,6 @@ def runner():
 @functools.cache
 def _runner_on(module):
     return Runner(importlib.import_module(f"fastxent.backends.cuda.{module}").Machine())
-
-
-@functools.lru_cache
-def scaling_of(dtype, softcap, temperature):
-    """Plain numbers: a launch takes no others."""
-    real = loss_dtype(dtype)
-    cap = 0.0 if softcap is None else 1.0 / softcap
-    of_logits, of_rows = rowmath.rate(real.type, softcap, temperature), rowmath.rate(np.float64, softcap, temperature)
-    return Scaling(*(_bits_of(number, real) for number in (*of_logits, cap)), *map(float, of_rows))
-
-
-def _bits_of(number, real):
-    return int(np.array(number, real).view(f"i{real.itemsize}"))
-
-
-def kind_of(machine, dtype, classes, targets, scaling, spread, mergeable=False):
-    """What the kernels for such rows are compiled for."""
-    live = targets[targets != IGNORED]
-    largest = bool((live == LARGEST).any())
-    if largest and not (live == LARGEST).all():
-        raise NotImplementedError("the cuda backend takes rows with and without a target in separate calls")
-    name = "none"
-    if spread is not None:
-        name = "probabilities" if spread.keep else "weights" if spread.weight.size > 1 else "even"
-    form = dtype.newbyteorder("=").name
-    return machine.layout.kind(form, classes, scaling.cap != 0.0, name, largest, mergeable)
 
 
 def wanted_of(result):
@@ -219,15 +303,39 @@ def _harvest_results(slot, rows, result):
     return take
 
 
+def _harvest_written(slot, rows, out, written, place):
+    filled = slot.download("written", (_count(rows), place.stride), written)
+
+    def take():
+        with np.errstate(over="ignore"):
+            out[rows] = filled[:, : out.shape[1]]
+
+    return take
+
+
+def _common(logits_p, logits_q):
+    """The format that two arrays of logits are read in, which the host may convert to."""
+    p, q = (logits.dtype.newbyteorder("=") for logits in (logits_p, logits_q))
+    if p != q and (isinstance(logits_p, DeviceRows) or isinstance(logits_q, DeviceRows)):
+        raise NotImplementedError(f"logits on a device are compared in one dtype; got {p} and {q}")
+    return p if p == q else np.result_type(loss_dtype(p), loss_dtype(q))
+
+
+def strips_of(logits_p, logits_q):
+    """Into how many strips two rows are cut together."""
+    name, classes = _common(logits_p, logits_q).name, logits_p.shape[1]
+    return -(-classes // runner().machine.layout.kind(name, classes, False, "none", False).strip)
+
+
 def _count(rows):
     return rows.stop - rows.start
 
 
-def _place_of(slot, rows, dtype):
+def _place_of(slot, rows, dtype, name):
     """Address and stride of rows: where they are, or of a copy on its way to the device."""
     if isinstance(rows, DeviceRows):
         return rows.address, rows.stride
-    return slot.upload_rows("logits", rows, dtype)
+    return slot.upload_rows(name, rows, dtype)
 
 
 def _written_as(dtype, out):
@@ -248,23 +356,3 @@ def _padded(classes, dtype):
     """A stride with which every row begins at a multiple of 16 bytes."""
     each = 16 // dtype.itemsize
     return -(-classes // each) * each
-
-
-def shares_of(slot, rows, spread, kind, real, classes):
-    """Shares of some rows; weights are divided by a power of two: those beyond float32 would not fit."""
-    if spread is None:
-        return Shares(0, 0, 0, 0, 0, 1.0)
-    if kind.spread == "even":
-        return Shares(0, 0, 0, 0, 0, float(spread.weight[0]))
-    scale = 2.0 ** int(np.frexp(spread.weight.max(initial=0.0))[1])
-    weight = slot.upload("weight", np.broadcast_to(spread.weight / scale, classes), real)
-    if kind.spread == "weights":
-        return Shares(weight, 0, 0, 0, 0, scale)
-    place, stride = slot.upload_rows("probabilities", spread.probabilities[rows], real)
-    return Shares(weight, place, stride, _bits_of(spread.keep, real), _bits_of(spread.even, real), scale)
-
-
-def coefficients_of(slot, coefficients):
-    """Coefficients of the rows of a slot, on their way to the device."""
-    places = [slot.upload(f"coefficient {k}", column, np.float64) for k, column in enumerate(coefficients)]
-    return CoefficientAddresses(*places, *(8 if len(column) > 1 else 0 for column in coefficients))

@@ -7,16 +7,20 @@ what is loaded there, a shuffle that not all threads of a warp take part in, thr
 arrays. Shared memory starts as nonsense.
 """
 
+import contextlib
 import functools
 import threading
 import time
+from collections import deque
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.layout import SIMULATED
+from fastxent.backends.cuda.plans import Place
 from fastxent.backends.cuda.scheduler import NONSENSE, WARP, Launch, SimulationError
 from fastxent.rowmath import NumpyOps
 
@@ -31,28 +35,72 @@ class Machine:
 
     def __init__(self):
         self._memory = {}
+        # what has been asked of which stream, the last of it
+        self.events: deque[tuple[Any, str]] = deque(maxlen=1000)
+        # streams that are captured into a CUDA graph
+        self.captured = set()
+        self._of_thread = threading.local()
         # blocks come in any order on a GPU
         self._order = np.random.default_rng(0)
 
+    @contextlib.contextmanager
+    def current(self):
+        """Within it this thread speaks to the GPU."""
+        before = getattr(self._of_thread, "depth", 0)
+        self._of_thread.depth = before + 1
+        try:
+            yield
+        finally:
+            self._of_thread.depth = before
+
+    def _demand_current(self):
+        if not getattr(self._of_thread, "depth", 0):
+            raise SimulationError("the GPU is spoken to by a thread on which it is not current")
+
     def new_stream(self):
         """There is nothing to wait for."""
+        self._demand_current()
         return None
 
-    def fits(self, array, size):
+    def is_capturing(self, stream):
+        """Whether a test has said so."""
+        self._demand_current()
+        return stream in self.captured
+
+    def stream_of(self, handle):
+        """A stream is its handle."""
+        return handle
+
+    def follow(self, stream, handle):
+        """Let a stream wait for another."""
+        self._demand_current()
+        self.events.append((stream, f"after {handle}"))
+
+    def fits(self, held, size):
         """Only what is wanted, so that an access beyond it is found."""
-        return array.nbytes == _whole_words(size)
+        return held == _whole_words(size)
+
+    def roomy(self, size):
+        """What is allocated for so many bytes."""
+        return _whole_words(size)
 
     def allocate(self, size):
         """Two arrays of their own, each at a multiple of 16 bytes."""
+        self._demand_current()
         host, device = (_aligned(_whole_words(size)) for _ in range(2))
         self._memory[device.ctypes.data] = device
         return host, device.ctypes.data
 
     def release(self, array, address):
         """Forget the device's."""
+        self._demand_current()
         del self._memory[address]
 
-    def spoil(self, array, address):
+    def generous(self, size):
+        """Only what is wanted."""
+        return size
+
+    def spoil(self, address):
         """What a kernel is to fill holds nonsense before."""
         self._memory[address][:] = NONSENSE
 
@@ -66,20 +114,43 @@ class Machine:
         """Forget them."""
         del self._memory[address]
 
+    def take(self, stream, size):
+        """So many bytes."""
+        self._demand_current()
+        self.events.append((stream, "take"))
+        return self.reserve(size)
+
+    def take_zeros(self, stream, size):
+        """The same, of zeros."""
+        address = self.take(stream, size)
+        self.clear(stream, address, self.roomy(size))
+        return address
+
+    def give(self, stream, address):
+        """Forget them."""
+        self._demand_current()
+        self.unreserve(address)
+
     def copy_to_device(self, stream, array, address):
         """From an array."""
+        self._demand_current()
+        self.events.append((stream, "to device"))
         self._memory[address][: array.nbytes] = array.reshape(-1).view(np.uint8)
 
     def copy_to_host(self, stream, array, address):
         """To an array."""
+        self._demand_current()
+        self.events.append((stream, "to host"))
         array.reshape(-1).view(np.uint8)[:] = self._bytes(address, array.nbytes)
 
-    def clear(self, stream, array, address):
+    def clear(self, stream, address, size):
         """Zeros."""
-        self._memory[address][: array.nbytes] = 0
+        self._demand_current()
+        self._bytes(address, size)[:] = 0
 
     def copy(self, stream, source, target, size):
         """At once."""
+        self._demand_current()
         self._bytes(target, size)[:] = self._bytes(source, size)
 
     def _bytes(self, address, size):
@@ -87,23 +158,55 @@ class Machine:
         (piece,) = (memory for first, memory in self._memory.items() if first <= address < first + memory.nbytes)
         return piece[address - piece.ctypes.data :][:size]
 
-    def seconds(self, stream, body):
+    def seconds(self, stream, body, before):
         """Of the simulation: a number to test with, and no more."""
+        self._demand_current()
+        before()
         start = time.perf_counter()
         body()
         return time.perf_counter() - start
 
     def wait(self, stream):
         """Nothing is on the way."""
+        self._demand_current()
+        self.events.append((stream, "wait"))
 
-    def launch(self, stream, name, kind, arguments, blocks, written=None, entries="gradient", shared=0, resident=None):
+    def prepared(self, name, kind, arguments, blocks, **how):
+        """What `run` takes to run a kernel with arguments like these."""
+        return name, kind, arguments, blocks, how
+
+    def run(self, stream, prepared, numbers):
+        """Run a kernel with the numbers of its arguments."""
+        (name, kind, arguments, blocks, how), left = prepared, iter(numbers)
+        given = [
+            type(argument)(*(next(left) for _ in argument)) if isinstance(argument, tuple) else next(left)
+            for argument in arguments
+        ]
+        self.launch(stream, name, kind, given, blocks, **how)
+
+    def launch(
+        self, stream, name, kind, arguments, blocks, shared=0, resident=None, written=None, entries="gradient",
+        ends="verb",
+    ):  # fmt: skip
         """Run a kernel to its end."""
-        function = compiler.function_of(OPS, compiler.Code(name, kind, written, entries, self.architecture))
+        self._demand_current()
+        self.events.append((stream, name))
+        _check_kinds(name, arguments)
+        function = compiler.function_of(OPS, compiler.Code(name, kind, written, entries, ends, self.architecture))
         buffers = [(first, first + array.nbytes) for first, array in self._memory.items()]
         order, resident = self._order.permutation(blocks).tolist(), resident or self.together
         Launch(buffers).run(
             function, arguments, blocks, kind.threads * kind.rows, shared, resident or self.together, order
         )
+
+
+def _check_kinds(name, arguments):
+    """Exactly the kinds of number that a kernel is compiled for: a driver takes eight bytes of each as they are."""
+    for argument in arguments:
+        kinds = type(argument).__annotations__.values() if isinstance(argument, tuple) else (int,)
+        for number, kind in zip(argument if isinstance(argument, tuple) else (argument,), kinds, strict=True):
+            if type(number) is not kind and not (kind is int and isinstance(number, Place)):
+                raise SimulationError(f"{name} is launched with {number!r} for {kind.__name__} in {argument}")
 
 
 def _whole_words(size):
@@ -157,6 +260,7 @@ def _of_shared(dtype, count=None):
 load_word, store_word = _of_memory(np.int32, 4)
 load_float64, store_float64 = _of_memory(np.float64)
 load_int64, store_int64 = _of_memory(np.int64)
+load_int32, _ = _of_memory(np.int32)
 shared_load_word, shared_store_word = _of_shared(np.int32, 4)
 shared_load_float64, shared_store_float64 = _of_shared(np.float64)
 
@@ -180,9 +284,9 @@ def _sync_block():
     _me().meet(_me().block.everyone)
 
 
-def _take_ticket(address):
+def _fetch_add(address, value):
     number = load_int64(address)
-    store_int64(address, number + 1)
+    store_int64(address, number + value)
     return number
 
 
@@ -203,6 +307,10 @@ def _raise_flag(address, value):
     store_int64(address, max(load_int64(address), value))
 
 
+def _add_to(address, value):
+    store_int64(address, load_int64(address) + value)
+
+
 def _exp2_of_fraction(x):
     """Off by as much as a GPU may be, up or down."""
     nearest = np.exp2(np.asarray(x, np.float64)).astype(np.float32)
@@ -218,6 +326,14 @@ def _fma(a, b, c):
 
 def _weighted(weight, x):
     return np.where(weight != 0, weight * x, weight.dtype.type(0))
+
+
+def _flushed(x):
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
+
+
+def _flushed_product(x, y):
+    return _flushed(_flushed(x) * _flushed(y))
 
 
 def _fold(combine):
@@ -241,6 +357,9 @@ def form(name):
 
     load_one, store_one = _of_memory(about.real)
 
+    def highest(*words):
+        return np.fmax.reduce(np.concatenate(words).view(about.dtype).astype(about.real))
+
     def store_some(address, word, first, stop):
         for k in range(max(0, int(first)), min(about.lanes, int(stop))):
             place = slice(k * about.itemsize, (k + 1) * about.itemsize)
@@ -252,6 +371,7 @@ def form(name):
         real=about.real,
         decode=lambda word: word.view(about.dtype).astype(about.real),
         encode=lambda x: x.astype(about.dtype).view(np.int32),
+        highest=highest if about.itemsize > 1 else None,
         load_one=load_one,
         store_one=store_one,
         store_some=store_some,
@@ -267,6 +387,8 @@ OPS = SimpleNamespace(
     fma=_fma,
     at_least=NumpyOps.at_least,
     bits=NumpyOps.bits,
+    shifted_onto=lambda k, places, low: ((k.view(np.int32) << places) + np.int32(low)).view(np.float32),
+    flushed_product=_flushed_product,
     where=np.where,
     rint=np.rint,
     to_float64=NumpyOps.to_float64,
@@ -295,12 +417,15 @@ OPS = SimpleNamespace(
     load_float64=load_float64,
     store_float64=store_float64,
     load_int64=load_int64,
+    load_int32=load_int32,
+    store_int64=store_int64,
     shared_load_float64=shared_load_float64,
     shared_store_float64=shared_store_float64,
-    take_ticket=_take_ticket,
+    fetch_add=_fetch_add,
     publish=_publish,
     wait_for=_wait_for,
     raise_flag=_raise_flag,
+    add_to=_add_to,
     int32=int,
     int64=int,
     form=form,

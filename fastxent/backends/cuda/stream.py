@@ -22,9 +22,9 @@ class Slot:
         dtype = np.dtype(dtype)
         size = math.prod(shape) * dtype.itemsize
         held = self._pieces.get(name)
-        if held is None or not self.machine.fits(held[0], size):
+        if held is None or not self.machine.fits(held[0].nbytes, size):
             if held is not None:
-                self.machine.release(*held)
+                self.machine.release(*self._pieces.pop(name))
             held = self._pieces[name] = self.machine.allocate(size)
         array, address = held
         return array[:size].view(dtype).reshape(shape), address
@@ -47,14 +47,14 @@ class Slot:
 
     def reserve(self, name, shape, dtype):
         """The address of a piece that a kernel is to fill."""
-        array, address = self.piece(name, shape, dtype)
-        self.machine.spoil(array, address)
+        _, address = self.piece(name, shape, dtype)
+        self.machine.spoil(address)
         return address
 
     def zeros(self, name, count):
         """The address of so many int64 that are 0."""
         array, address = self.piece(name, (count,), np.int64)
-        self.machine.clear(self.stream, array, address)
+        self.machine.clear(self.stream, address, array.nbytes)
         return address
 
     def download(self, name, shape, dtype):
@@ -80,12 +80,22 @@ class Slot:
             self.machine.wait(self.stream)
             harvest()
 
+    def abandon(self):
+        """Wait for all that was asked of the stream, and let what was downloaded go."""
+        self._harvest = None
+        self.machine.wait(self.stream)
+
 
 def in_turn(slots, tasks):
-    """Give each task the next slot once that is free, and wait for all at the end."""
-    for number, task in enumerate(tasks):
-        slot = slots[number % len(slots)]
-        slot.finish()
-        task(slot)
-    for slot in slots:
-        slot.finish()
+    """Give each task the next slot once that is free, and wait for all at the end, whatever that is."""
+    try:
+        for number, task in enumerate(tasks):
+            slot = slots[number % len(slots)]
+            slot.finish()
+            task(slot)
+        for slot in slots:
+            slot.finish()
+    except BaseException:
+        for slot in slots:
+            slot.abandon()
+        raise

@@ -8,6 +8,8 @@ blocks, any order and any address; every digit of a confident row. How:
   fetched: what is added to what never depends on an address.
 - A thread keeps a running sum in the logits' own precision under a whole power of two that follows its largest logit,
   with the rounding errors of the additions beside it. Float64 only begins where the group joins its threads' sums.
+- The power follows only a logit that is `LIFT` octaves above the one it was chosen for: 32 threads go together, and
+  there are few words in which none of them has a larger logit than before.
 - The target is left out. Where the row has none of its own, each thread leaves its largest logit out, and all but the
   row's largest join the sum later.
 """
@@ -17,7 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from fastxent import rowmath
-from fastxent.backends.cuda.words import build_loads, build_shares
+from fastxent.backends.cuda.words import build_along, build_loads, build_shares
 
 # sums of differences are kept so much smaller, exactly: finite masks such as -3e38 would overflow float32
 _SCALE = 2.0**-24
@@ -92,13 +94,40 @@ def build_group(ops, threads):
     return SimpleNamespace(total=in_group(add), peak=in_group(larger), announced=announced)
 
 
-def build_sums(ops, kind):
-    """``thread_sums`` and ``group_sums`` of a strip."""
+def build_no_moments(ops):
+    """What `build_sums` does beside the sums where nothing more is wanted."""
+    function = ops.function
+
+    @function
+    def begin(own):
+        return 0
+
+    @function
+    def lifted(seen, lanes, total, top, highest, factor):
+        return seen
+
+    @function
+    def plus(seen, power, size, x, reach, floor):
+        return seen
+
+    @function
+    def noted(seen, stored, first):
+        return seen
+
+    @function
+    def flushed(seen):
+        return seen
+
+    return SimpleNamespace(begin=begin, lifted=lifted, plus=plus, noted=noted, flushed=flushed)
+
+
+def build_sums(ops, kind, moments=None):
+    """``thread_sums`` and ``group_sums`` of a strip; `moments` of it beside them, which change no bit of them."""
     form = ops.form(kind.form)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     terms, share_of = rowmath.build_terms(ops, real), build_shares(ops, kind)
     exp_parts, follow, rescale, tanh_parts = terms.exp_parts, terms.follow, terms.rescale, terms.tanh_parts
-    fma, where, larger, weighted, lane = ops.fma, ops.where, ops.larger, ops.weighted, ops.lane
+    fma, where, larger, weighted = ops.fma, ops.where, ops.larger, ops.weighted
     numbered, peak_of_lanes, sum_lanes, to_float64 = ops.numbered, ops.peak_of_lanes, ops.sum_lanes, ops.to_float64
     load, decode, lanes_of, to_real = build_loads(ops, form), form.decode, form.lanes_of, form.to_real
     from_bits = form.from_bits
@@ -112,17 +141,30 @@ def build_sums(ops, kind):
     count, itemsize, threads = form.count, form.itemsize, kind.threads
     capped, largest, spread, even = kind.capped, kind.largest, kind.spread != "none", kind.spread == "even"
     one, all_of_word, of_lane = real.type(1), real.type(count), real.type(max(1 / 4, 1 / count))
+    along = build_along(ops, form)
+    plus_all, add_exactly, first_equal = along.add, along.add_exactly, along.first_equal
+    watch = build_no_moments(ops) if moments is None else moments
+    # nothing beside the sum follows the largest logit
+    late = moments is None and not (largest or spread)
+    plain = late and not capped and form.highest is not None
+    lift, limit = real.type(rowmath.LIFT), real.limit
+    highest_of_four, load_word = form.highest, ops.load_word
+    begin, lifted_moments, plus_moments, noted, flushed = (
+        watch.begin,
+        watch.lifted,
+        watch.plus,
+        watch.noted,
+        watch.flushed,
+    )
 
     @function
     def rate_of(scaling):
         return from_bits(scaling.high), from_bits(scaling.low), from_bits(scaling.nats)
 
     @function
-    def add_exactly(total, low, x):
-        """The sum and what rounding has cost all of them so far."""
-        s = total + x
-        back = s - total
-        return s, low + ((total - (s - back)) + (x - back))
+    def bound_of(sums):
+        """Above which logit the reference follows."""
+        return sums[10] if late else sums[6]
 
     @function
     def lifted(mass, top, highest):
@@ -130,49 +172,29 @@ def build_sums(ops, kind):
         return weighted(mass, fma(highest, scale, top * minus_scale))
 
     @function
-    def first_equal(x, number):
-        """The first lane that holds the number."""
-        place = int32(count - 1)
-        for k in range(count - 1):
-            place = int32(count - 2 - k) if lane(x, count - 2 - k) == number else place
-        return place
-
-    @function
-    def plus_four(lanes, x, rate, magic, floor):
+    def plus_four(lanes, seen, x, reach, rate, magic, floor):
         power, size = exp_parts(x, rate, magic, floor)
-        return fma(power, size, lanes)
+        return fma(power, size, lanes), plus_moments(seen, power, size, x, reach, floor)
 
     @function
-    def plus_eight(lanes, x, rate, magic, floor):
-        lanes = plus_four(lanes, first_half(x), rate, magic, floor)
-        return plus_four(lanes, second_half(x), rate, magic, floor)
+    def plus_eight(lanes, seen, x, reach, rate, magic, floor):
+        lanes, seen = plus_four(lanes, seen, first_half(x), reach, rate, magic, floor)
+        return plus_four(lanes, seen, second_half(x), reach, rate, magic, floor)
 
     @function
-    def plus_sixteen(lanes, x, rate, magic, floor):
-        lanes = plus_eight(lanes, first_half(x), rate, magic, floor)
-        return plus_eight(lanes, second_half(x), rate, magic, floor)
-
-    @function
-    def add_four(lanes, x):
-        return lanes + x
-
-    @function
-    def add_eight(lanes, x):
-        return (lanes + first_half(x)) + second_half(x)
-
-    @function
-    def add_sixteen(lanes, x):
-        return add_eight(add_eight(lanes, first_half(x)), second_half(x))
+    def plus_sixteen(lanes, seen, x, reach, rate, magic, floor):
+        lanes, seen = plus_eight(lanes, seen, first_half(x), reach, rate, magic, floor)
+        return plus_eight(lanes, seen, second_half(x), reach, rate, magic, floor)
 
     # four lanes at most run along a row: eight would be four registers more, and a block less on a multiprocessor
     plus_exp = {2: plus_four, 4: plus_four, 8: plus_eight, 16: plus_sixteen}[count]
-    plus_all = {2: add_four, 4: add_four, 8: add_eight, 16: add_sixteen}[count]
 
     @function
     def raise_reference(x, first, highest, sums, best, rate):
-        """A thread's sums when a word has a larger logit than all before: the reference follows."""
-        lanes, total, low, base, magic, _, top, gaps, masses = sums
+        """A thread's sums when a word has a logit above their bound: the reference follows."""
+        lanes, total, low, base, magic, _, top, gaps, masses, seen, _ = sums
         base, _, magic, floor, factor = follow(base, magic_zero - magic, highest, rate)
+        seen = lifted_moments(seen, lanes, total, top, highest, factor)
         lanes, total, low = lanes * factor, total * factor, low * factor
         if spread:
             # a whole power of two of it in each lane
@@ -185,40 +207,56 @@ def build_sums(ops, kind):
             x = where(numbered(x) == place, nothing, x)
             others = larger(larger(others, top), peak_of_lanes(x))
             index = int32(first + place)
-        return x, (lanes, total, low, base, magic, floor, highest, gaps, masses), (index, others)
+        bound = highest
+        if late and base == zero:  # and stays so up to the limit
+            bound = min(highest + lift / rate[0], limit / rate[0])
+        return x, (lanes, total, low, base, magic, floor, highest, gaps, masses, seen, bound), (index, others)
 
     @function
-    def absorb(x, first, gone, share, mass, sums, best, rate):
-        """One word of logits, the first of them class ``first`` of the strip, and ``mass`` of them of the row."""
-        place = int32(gone - first)
-        if place >= 0 and place < count:
-            x = where(numbered(x) == place, nothing, x)
-            share, mass = where(numbered(x) == place, zero, share), mass - one
-        whole, highest = x, peak_of_lanes(x)
-        if highest > sums[6]:
+    def less_the_reference(x, first, highest, sums, best, rate):
+        """A word less the base of the sums, whose reference follows where the word is higher than their bound."""
+        if highest > bound_of(sums):
             x, sums, best = raise_reference(x, first, highest, sums, best, rate)
         elif largest:
             best = best[0], larger(best[1], highest)
-        lanes, total, low, base, magic, floor, top, gaps, masses = sums
+        if sums[3] != zero:
+            x = less_the_base(x, sums[3])
+        return x, sums, best
+
+    @function
+    def absorb(x, stored, first, gone, share, mass, sums, best, rate):
+        """One word of logits, the first of them class ``first`` of the strip, and ``mass`` of them of the row; with
+        them as they are stored.
+        """
+        place = int32(gone - first)
+        if place >= 0 and place < count:
+            x, stored = where(numbered(x) == place, nothing, x), where(numbered(x) == place, nothing, stored)
+            share, mass = where(numbered(x) == place, zero, share), mass - one
+        whole, highest = x, peak_of_lanes(x)
+        # both are rare: a difference that is seldom taken would cost its instructions in every word
+        if highest > bound_of(sums) or sums[3] != zero:
+            x, sums, best = less_the_reference(x, first, highest, sums, best, rate)
+        elif largest:
+            best = best[0], larger(best[1], highest)
+        lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
+        top = larger(top, highest)
+        seen = noted(seen, stored, first)
         if spread:
             anchor = top if top > nothing else zero
             gaps = plus_all(gaps, weighted(share, fma(whole, minus_scale, lanes_of(anchor * scale))))
             masses += mass if even else sum_lanes(share)
-        if base != zero:
-            x = less_the_base(x, base)
-        lanes = plus_exp(lanes, x, rate, magic, floor)
-        return (lanes, total, low, base, magic, floor, top, gaps, masses), best
+        lanes, seen = plus_exp(lanes, seen, x, top - base if top > nothing else floor, rate, magic, floor)
+        return (lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound), best
 
     @function
     def flush(sums):
         """The lanes' sum added to the thread's."""
-        lanes, total, low, base, magic, floor, top, gaps, masses = sums
+        lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
         total, low = add_exactly(total, low, sum_lanes(lanes))
-        return no_lanes(zero), total, low, base, magic, floor, top, gaps, masses
+        return no_lanes(zero), total, low, base, magic, floor, top, gaps, masses, flushed(seen), bound
 
     @function
-    def logits_of(word, cap):
-        x = decode(word)
+    def in_units(x, cap):
         if capped:
             return tanh_parts(x * cap)[0]
         return x
@@ -226,69 +264,112 @@ def build_sums(ops, kind):
     @function
     def take(word, j, row, start, classes, gone, shares, cap, sums, best, rate):
         """Word ``j`` of the strip from class ``start`` on."""
-        every = lanes_of(zero)
+        every, x = lanes_of(zero), decode(word)
         if spread:
             every = share_of(shares, row, start + j * count, start + classes)
-        return absorb(logits_of(word, cap), int32(j * count), gone, every, all_of_word, sums, best, rate)
+        return absorb(in_units(x, cap), x, int32(j * count), gone, every, all_of_word, sums, best, rate)
 
     @function
     def take_last(word, j, row, start, classes, gone, shares, cap, sums, best, rate):
         """The same of a word that may reach beyond the row."""
-        first, x, every = int32(j * count), logits_of(word, cap), lanes_of(zero)
+        first, x, every = int32(j * count), decode(word), lanes_of(zero)
         if spread:
             every = share_of(shares, row, start + first, start + classes)
         left = min(int32(classes - first), int32(count))
         inside = numbered(x) < left
-        x, every = where(inside, x, nothing), where(inside, every, zero)
-        return absorb(x, first, gone, every, to_real(left), sums, best, rate)
+        stored, every = where(inside, x, nothing), where(inside, every, zero)
+        x = where(inside, in_units(x, cap), nothing)
+        return absorb(x, stored, first, gone, every, to_real(left), sums, best, rate)
 
     @function
-    def thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots):
+    def load_four(at, misplaced, first, last):
+        if misplaced == 0:
+            return (
+                load_word(at), load_word(at + threads * 16),
+                load_word(at + 2 * threads * 16), load_word(at + 3 * threads * 16),
+            )  # fmt: skip
+        return (
+            load(at, misplaced, first, last), load(at + threads * 16, misplaced, first, last),
+            load(at + 2 * threads * 16, misplaced, first, last), load(at + 3 * threads * 16, misplaced, first, last),
+        )  # fmt: skip
+
+    @function
+    def word_of(t, gone):
+        """Which word of the strip class ``gone`` is in, if it is one of thread ``t``, else -1."""
+        word = int32(gone // count)
+        return word if gone >= 0 and (word - t) % threads == 0 else int32(-1)
+
+    @function
+    def is_calm(a, b, c, d, gone, sums):
+        """Whether four words want nothing but to be added, and their largest logit; the class that has gone is in the
+        word that is ``gone`` ahead.
+        """
+        if plain:
+            highest = highest_of_four(a, b, c, d)
+            here = gone >= 0 and gone < AHEAD * threads
+            return highest <= bound_of(sums) and sums[3] == zero and not here, highest
+        return False, zero
+
+    @function
+    def take_calmly(a, b, c, d, highest, sums, rate):
+        lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
+        lanes, seen = plus_exp(lanes, seen, decode(a), floor, rate, magic, floor)
+        lanes, seen = plus_exp(lanes, seen, decode(b), floor, rate, magic, floor)
+        lanes, seen = plus_exp(lanes, seen, decode(c), floor, rate, magic, floor)
+        lanes, seen = plus_exp(lanes, seen, decode(d), floor, rate, magic, floor)
+        return lanes, total, low, base, magic, floor, larger(top, highest), gaps, masses, seen, bound
+
+    @function
+    def thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots, own):
         """Of a strip from class ``start`` on with ``classes`` classes, without class ``gone`` of it.
 
         The row lies from ``first`` to ``last`` in memory. Its words are left in shared memory from ``slots`` on unless
-        that is negative.
+        that is negative. ``own`` is the target's logit as it is stored, for `moments`.
         """
         rate, cap = rate_of(scaling), from_bits(scaling.cap)
         none = no_lanes(zero)
-        floor = (start_exponent - bias) / rate[0]
-        sums = (no_lanes(zero), zero, zero, zero, magic_zero - start_exponent, floor, nothing, none, zero)
+        floor, magic = (start_exponent - bias) / rate[0], magic_zero - start_exponent
+        sums = (no_lanes(zero), zero, zero, zero, magic, floor, nothing, none, zero, begin(own), nothing)
         best = int32(classes), nothing
         place, whole = first + start * itemsize, classes // count
         misplaced = int32(place & 15)
-        j = int32(t)
+        j, at, gone_word = int32(t), place + int64(t) * 16, word_of(t, gone)
         while j < whole - (AHEAD - 1) * threads:
-            at = place + int64(j) * 16
-            a = load(at, misplaced, first, last)
-            b = load(at + threads * 16, misplaced, first, last)
-            c = load(at + 2 * threads * 16, misplaced, first, last)
-            d = load(at + 3 * threads * 16, misplaced, first, last)
+            a, b, c, d = load_four(at, misplaced, first, last)
             if slots >= 0:
                 stage(slots + j * 16, a)
                 stage(slots + (j + threads) * 16, b)
                 stage(slots + (j + 2 * threads) * 16, c)
                 stage(slots + (j + 3 * threads) * 16, d)
-            sums, best = take(a, j, row, start, classes, gone, shares, cap, sums, best, rate)
-            sums, best = take(b, j + threads, row, start, classes, gone, shares, cap, sums, best, rate)
-            sums, best = take(c, j + 2 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
-            sums, best = take(d, j + 3 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
+            calm, highest = is_calm(a, b, c, d, int32(gone_word - j), sums)
+            if calm:
+                sums = take_calmly(a, b, c, d, highest, sums, rate)
+            else:
+                sums, best = take(a, j, row, start, classes, gone, shares, cap, sums, best, rate)
+                sums, best = take(b, j + threads, row, start, classes, gone, shares, cap, sums, best, rate)
+                sums, best = take(c, j + 2 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
+                sums, best = take(d, j + 3 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
             sums = flush(sums)
-            j = int32(j + 4 * threads)
-        while j * count < classes:
-            word = load(place + int64(j) * 16, misplaced, first, last)
+            j, at = int32(j + AHEAD * threads), at + AHEAD * threads * 16
+        while j < whole:  # three at most
+            word = load(at, misplaced, first, last)
+            if slots >= 0:
+                stage(slots + j * 16, word)
+            sums, best = take(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            j, at = int32(j + threads), at + threads * 16
+        if j * count < classes:
+            word = load(at, misplaced, first, last)
             if slots >= 0:
                 stage(slots + j * 16, word)
             sums, best = take_last(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
-            sums = flush(sums)
-            j = int32(j + threads)
-        return sums, best
+        return flush(sums), best
 
     @function
     def group_sums(sums, best, start, rate):
         """All the group knows of a strip, float64: base, exponent, total, peak of the others, gap, mass, and the
         largest logit with its class where that is left out.
         """
-        _, total, low, base, magic, floor, top, gaps, masses = sums
+        _, total, low, base, magic, floor, top, gaps, masses, _, _ = sums
         exponent = magic_zero - magic
         index, others = best
         highest = group_peak(to_float64(top), 0)

@@ -1,9 +1,17 @@
-"""Compiling the CUDA kernels ahead of time, so that no later call waits for a compiler."""
+"""Compiling the CUDA kernels ahead of time, so that no later call waits for a compiler.
 
+`codes` is the one list of kernels there are: a test sees that the public functions ask for all of it, and for no other.
+"""
+
+import itertools
 import multiprocessing
+import operator
 from concurrent.futures import ProcessPoolExecutor
 
+import numba
+
 from fastxent import checks
+from fastxent.backends import BackendUnavailableError
 from fastxent.backends.cpu import cache
 from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.forms import FORMS
@@ -11,50 +19,125 @@ from fastxent.backends.cuda.layout import GPU
 from fastxent.backends.cuda.run import runner
 
 _FEW, _MANY = 16, 1 << 16  # classes of a warp's row and of a block's
+_SPREADS = ["none", "even", "weights", "probabilities"]
+_OF_SUMS = ("statistics", _FEW), ("statistics", _MANY), ("strip_sums", _MANY), ("finish_statistics", _MANY)
+_OF_ENTRIES = (
+    *(("gradient", _FEW), ("gradient", _MANY), ("shared_gradient", _MANY)),
+    *(("finish_gradient", _MANY), ("strip_entries", _MANY)),
+)
 
 
-def codes(form, architecture):
-    """The kernels that logits of a format need for index targets and for softmax, without options."""
-    own = checks.loss_dtype(FORMS[form].dtype).name
-    written = own if FORMS[form].itemsize == 1 else form
+def codes(form, architecture, every_option=False):
+    """The kernels that logits of a format need for class indices, softmax and scores, without options and with
+    gradients in the dtype they have by default; after these, with ``every_option``, all others that a call can ask for.
+    """
+    found = dict.fromkeys(_codes(form, architecture, every_option=False))
+    if every_option:
+        found |= dict.fromkeys(_codes(form, architecture, every_option=True))
+    return list(found)
 
-    def code(name, classes, largest=False, written=None, entries="gradient"):
-        kind = GPU.kind(form, classes, False, "none", largest)
-        return compiler.Code(name, kind, written, entries, architecture)
 
+def _codes(form, architecture, every_option):
+    own, default = (dtype_of(FORMS[form].dtype).name for dtype_of in (checks.loss_dtype, checks.gradient_dtype))
+    flags, spreads, written = [False], ["none"], [default]
+    if every_option:
+        flags, spreads, written = [False, True], _SPREADS, list(dict.fromkeys((default, own)))
+
+    def code(
+        name, classes, capped=False, spread="none", largest=False, written=None, entries="gradient", ends="verb",
+        of=form,
+    ):  # fmt: skip
+        return compiler.Code(name, GPU.kind(of, classes, capped, spread, largest), written, entries, ends, architecture)
+
+    for ends, capped, spread, largest in itertools.product(("verb", "loss"), flags, spreads, (False, True)):
+        if not _are_asked_for(ends, capped, spread, largest):
+            continue
+        rows = capped, spread, largest
+        for name, classes in _OF_SUMS:
+            yield code(name, classes, *rows, ends=ends)
+        for entries, dtype in itertools.product(("gradient", "log_softmax"), written):
+            if entries == "gradient" or rows == (False, "none", True):
+                for name, classes in _OF_ENTRIES:
+                    yield code(name, classes, *rows, written=dtype, entries=entries, ends=ends)
     for classes in (_FEW, _MANY):
-        for largest in (False, True):
-            yield code("statistics", classes, largest)
-            yield code("gradient", classes, largest, written)
-        yield code("gradient", classes, True, written, "log_softmax")
-    for largest, entries in ((False, "gradient"), (True, "gradient"), (True, "log_softmax")):
-        for name in ("shared_gradient", "finish_gradient", "strip_entries"):
-            yield code(name, _MANY, largest, written, entries)
-    for largest in (False, True):
-        for name in ("strip_sums", "finish_statistics"):
-            yield code(name, _MANY, largest)
-    yield code("finish_state", _MANY)
-    if form == own:
-        yield code("binary", _MANY)
+        yield code("settle_lse", classes, largest=True)
+        for name in ("strip_counts", "strip_divergences"):
+            yield code(name, classes)
+        for name, capped in itertools.product(("strip_scores", "finish_scores", "log_probs"), flags):
+            yield code(name, classes, capped)
+    for capped, spread in itertools.product(flags, spreads):
+        if spread != "probabilities":
+            yield code("finish_state", _MANY, capped, spread)
+            if capped:
+                yield code("slope_of_targets", _MANY, capped, spread)
+    # whatever the logits' format, these are of what is computed with
+    yield code("binary", _MANY, of=own)
+    for name, largest in itertools.product(("total_weight", "total_loss"), flags):
+        yield code(name, _MANY, largest=largest, of=own)
 
 
-def compile_for(form, architecture):
-    """Compile what a format needs, into the cache; how many kernels that are."""
-    return sum(1 for code in codes(form, architecture) if compiler.machine_code(code))
+def _are_asked_for(ends, capped, spread, largest):
+    """Whether any call has such rows: ``largest`` are those of a softmax, and those whose targets are probabilities."""
+    if spread == "probabilities":
+        return largest
+    # without a spread probabilities are those of a few classes, which no array on a device can be
+    return not (largest and capped and spread == "none" and ends == "loss")
 
 
-def compile_all(dtypes=checks.DTYPES):
-    """Compile for each of ``dtypes``, several at a time, for the GPU at hand; yields each with its number.
+def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False):
+    """Compile the `codes` of each of ``dtypes``, a kernel on every core at a time, for an ``architecture``, such as
+    (9, 0), or that of the GPU at hand; yields each dtype with how many kernels it adds to those before it, and how many
+    of them had not been kept.
 
     Raises
     ------
+    fastxent.backends.BackendUnavailableError
+        If the compilers are not installed.
     OSError
         If there is no folder to keep kernels in.
+    ValueError
+        If there are no kernels for the architecture.
     """
+    supported = _architectures()
     if cache.folder() is None:
         raise OSError("no folder can be written to keep kernels in; FASTXENT_CACHE_DIR names one")
-    architecture = runner().machine.architecture
-    workers = min(len(dtypes), multiprocessing.cpu_count())
+    architecture = architecture or runner().machine.architecture
+    if architecture not in supported:
+        names = ", ".join(f"{major}.{minor}" for major, minor in supported)
+        raise ValueError("there are no kernels for compute capability {}.{}; it may be ".format(*architecture) + names)
+    asked: dict[compiler.Code, str] = {}
+    for dtype in map(str, dtypes):
+        for code in codes(dtype, architecture, every_option):
+            asked.setdefault(code, dtype)
+    workers = min(len(asked), numba.config.NUMBA_DEFAULT_NUM_THREADS)  # the cores that this process may use
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        numbers = pool.map(compile_for, map(str, dtypes), [architecture] * len(dtypes))
-        yield from zip(dtypes, numbers, strict=True)
+        done = zip(asked.values(), pool.map(keep, asked), strict=True)
+        for dtype, of_dtype in itertools.groupby(done, operator.itemgetter(0)):
+            anew = [is_new for _, is_new in of_dtype]
+            yield dtype, len(anew), sum(anew)
+
+
+def keep(code):
+    """Compile a kernel unless it has been kept; whether it had to be."""
+    file = compiler.file_of(code)
+    if file.exists():
+        return False
+    compiler.machine_code(code)
+    if not file.exists():
+        raise OSError(f"kernels cannot be kept in {file.parent}")
+    return True
+
+
+def _architectures():
+    """Those there are kernels for, of those that the compilers know."""
+    try:
+        import numba_cuda  # noqa: F401
+        from cuda.bindings import nvrtc
+        from cuda.core import Linker  # noqa: F401
+
+        _, known = nvrtc.nvrtcGetSupportedArchs()
+    except (ImportError, RuntimeError) as error:  # a package, or a library that it loads
+        raise BackendUnavailableError(
+            "the compilers of CUDA are not installed: pip install fastxent[cuda13], or [cuda12] for older drivers"
+        ) from error
+    return [divmod(number, 10) for number in known if divmod(number, 10) >= compiler.LEAST]

@@ -1,8 +1,11 @@
 """What a kernel is told, and how its threads take logits and shares from memory: 16 bytes at a time, from anywhere."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+
+from fastxent import rowmath
 
 
 class Kind(NamedTuple):
@@ -23,7 +26,7 @@ class Kind(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """What each class weighs: scale weight_k (keep q_k + even). Addresses of weight (V,), none above 1, and of
+    """What each class weighs: scale weight_k (keep q_k + even). Addresses of weight (V,), 0 where it is 1, and of
     probabilities (N, V) with ``stride`` numbers from row to row, both of the kind that is computed with; of ``keep``
     and ``even`` the bits in that kind.
     """
@@ -109,6 +112,68 @@ def build_shares(ops, kind):
     def masses(shares, row, k, classes):
         start = shares.probabilities + row * shares.stride * itemsize
         q = fma(numbers(start, k, classes), from_bits(shares.keep), lanes_of(from_bits(shares.even)))
-        return numbers(shares.weight, k, classes) * q
+        return numbers(shares.weight, k, classes) * q if shares.weight != 0 else q
 
     return {"none": same, "even": same, "weights": weights, "probabilities": masses}[kind.spread]
+
+
+def build_point(ops, kind):
+    """``stored`` and ``logit`` of one class of a row that lies from ``first`` to ``last``."""
+    form = ops.form(kind.form)
+    real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
+    tanh_parts, load = rowmath.build_terms(ops, real).tanh_parts, build_loads(ops, form)
+    decode, from_bits, lane, to_float64 = form.decode, form.from_bits, ops.lane, ops.to_float64
+    itemsize, capped, function = form.itemsize, kind.capped, ops.function
+
+    @function
+    def stored(first, last, k):
+        """The logit of class ``k`` as it is stored, in what is computed with."""
+        return lane(decode(load(first + k * itemsize, (first + k * itemsize) & 15, first, last)), 0)
+
+    @function
+    def logit(first, last, k, scaling):
+        """The logit of class ``k`` in the units of sums, and its slope."""
+        x = stored(first, last, k)
+        if capped:
+            value, slope = tanh_parts(x * from_bits(scaling.cap))
+            return to_float64(value), to_float64(slope)
+        return to_float64(x), 1.0
+
+    return SimpleNamespace(stored=stored, logit=logit)
+
+
+def build_along(ops, form):
+    """``add``: to four lanes at most, all those of a word; ``add_exactly``: a number to a sum; and ``first_equal``: the
+    first lane that holds a number.
+    """
+    function, int32, lane = ops.function, ops.int32, ops.lane
+    first_half, second_half, count = ops.first_half, ops.second_half, form.count
+
+    @function
+    def add_four(lanes, x):
+        return lanes + x
+
+    @function
+    def add_eight(lanes, x):
+        return (lanes + first_half(x)) + second_half(x)
+
+    @function
+    def add_sixteen(lanes, x):
+        return add_eight(add_eight(lanes, first_half(x)), second_half(x))
+
+    @function
+    def first_equal(x, number):
+        place = int32(count - 1)
+        for k in range(count - 1):
+            place = int32(count - 2 - k) if lane(x, count - 2 - k) == number else place
+        return place
+
+    @function
+    def add_exactly(total, low, x):
+        """The sum and what rounding has cost all of them so far."""
+        s = total + x
+        back = s - total
+        return s, low + ((total - (s - back)) + (x - back))
+
+    add = {2: add_four, 4: add_four, 8: add_eight, 16: add_sixteen}[count]
+    return SimpleNamespace(add=add, add_exactly=add_exactly, first_equal=first_equal)

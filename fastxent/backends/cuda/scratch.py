@@ -1,0 +1,122 @@
+"""Memory of the device that kernels of one caller's stream leave each other things in, and the news of bad targets."""
+
+import contextlib
+import math
+import threading
+from typing import Any
+
+import numpy as np
+
+_STREAMS: dict[tuple[int, int, int], Any] = {}
+_MAKING = threading.Lock()
+_OF_A_THREAD = 2  # the handle of its default stream
+
+
+class Scratch:
+    """Named pieces of the device's memory for one stream, on which all that uses them is asked for in order; and the
+    two whole numbers in which kernels note targets out of range, copied to the host at the end of every call.
+
+    ``pieces`` counts those there have been: as long as it stays, all addresses do.
+    """
+
+    def __init__(self, machine, handle):
+        self.machine, self.stream = machine, machine.stream_of(handle)
+        refuse_capture(machine, self.stream)
+        self._pieces, self.pieces, self.lock = {}, 0, threading.RLock()
+        # how many, and N minus the first
+        self._noted, self.wrong = machine.allocate(16)
+        self._noted = self._noted[:16].view(np.int64)
+        machine.clear(self.stream, self.wrong, 16)
+        self._noted[:] = 0
+        self._asked: Any = None
+
+    def reserve(self, name, shape, dtype):
+        """The address of a piece that a kernel is to fill; larger than what it was, it is a new one."""
+        address = self._piece(name, max(1, math.prod(shape) * np.dtype(dtype).itemsize), self.machine.take)
+        self.machine.spoil(address)
+        return address
+
+    def _piece(self, name, size, take):
+        held, address = self._pieces.get(name, (0, 0))
+        if not self.machine.fits(held, size):
+            refuse_capture(self.machine, self.stream)
+            # what has been outgrown stays: a CUDA graph may have been told of it
+            size = self.machine.generous(size)
+            held, address = self.machine.roomy(size), take(self.stream, size)
+            self._pieces[name], self.pieces = (held, address), self.pieces + 1
+        return address
+
+    def zeros(self, name, count):
+        """The address of so many int64 that are 0."""
+        address = self.reserve(name, (count,), np.int64)
+        self.machine.clear(self.stream, address, 8 * count)
+        return address
+
+    def counters(self, name, count):
+        """The address of so many int64 that are 0, and that kernels leave 0."""
+        return self._piece(name, 8 * count, self.machine.take_zeros)
+
+    @contextlib.contextmanager
+    def call(self, wait):
+        """One call, whose work stays together on the stream; what is known of an earlier one is raised first. Of a call
+        that does not come to its end there is no news.
+        """
+        with self.lock, self.machine.current():
+            self.raise_for_earlier(wait)
+            try:
+                yield
+            except BaseException:
+                self.machine.clear(self.stream, self.wrong, 16)
+                raise
+
+    def copy_news(self):
+        """Bring the news of bad targets to the host, some time."""
+        self.machine.copy_to_host(self.stream, self._noted, self.wrong)
+
+    def note(self, given, ignored, check):
+        """Whose news that is; with ``check`` wait for it, and raise."""
+        self._asked = given, ignored
+        if check:
+            self.machine.wait(self.stream)
+            self._raise("")
+
+    def raise_for_earlier(self, wait):
+        """Raise what is known of an earlier call; with ``wait`` all that there is to know."""
+        if wait:
+            self.machine.wait(self.stream)
+        self._raise(" of an earlier call on this stream")
+
+    def _raise(self, whose):
+        count, before_end = (int(number) for number in self._noted[:2])
+        if not count:
+            return
+        given, ignored = self._asked
+        self.machine.clear(self.stream, self.wrong, 16)
+        self.machine.wait(self.stream)  # copies that calls since then have asked for would bring the same news again
+        self._noted[:] = 0
+        if whose:
+            raise IndexError(f"targets{whose} are out of range: {count} of them")
+        raise IndexError(
+            f"targets must lie in [0, {given.classes - 1}]{'' if ignored is None else f' or be {ignored}'}; "
+            f"{count} of {given.rows} do not, the first in row {given.rows - before_end}"
+        )
+
+
+def scratch_of(machine, handle):
+    """The one of a stream."""
+    # the default stream of a thread is another in each
+    key = id(machine), handle, threading.get_ident() if handle == _OF_A_THREAD else 0
+    if key not in _STREAMS:
+        with _MAKING, machine.current():
+            if key not in _STREAMS:
+                _STREAMS[key] = Scratch(machine, handle)
+    return _STREAMS[key]
+
+
+def refuse_capture(machine, stream):
+    """A RuntimeError while a stream is captured into a CUDA graph: memory cannot be taken for that."""
+    if machine.is_capturing(stream):
+        raise RuntimeError(
+            "a CUDA graph cannot take memory: before it is captured, make one call like this on the same stream, with "
+            "arrays of torch or cupy"
+        )

@@ -1,0 +1,292 @@
+"""The suite as it would run on a device, on one that is simulated and with problems that are tiny."""
+
+import json
+import re
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fastxent import cli_compare
+from fastxent.backends import cuda
+from fastxent.bench import checking, gpu, gpu_checks, gpu_peers, gpu_times, page
+from fastxent.bench.gpu_record import LEFT_OUT, Check, Time
+from fastxent.bench.record import Seconds
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+    monkeypatch.setattr(gpu_times, "_ROUNDS", 3)
+    monkeypatch.setattr(gpu_times, "_WARM", 0)
+
+
+def suite(**changed):
+    tiny = {"shapes": ((3, 70),), "option_shape": (2, 300), "dtypes": ("bfloat16",)}
+    checks = gpu_checks.each(("bfloat16",), (40,), many=False)
+    return list(gpu.run(**tiny | {"checked": checks} | changed))
+
+
+class TestUnits:
+    """Of what is allowed, an error of a GPU's result."""
+
+    def test_what_a_gpu_may_flush(self):
+        want = np.array([1.9 * 2.0**-126, 1.0])
+        assert checking.units(np.float32([0.0, 1.0]), want, 1e-6) < 1.0
+        assert checking.units(np.float32([0.0, 1.0]), 2 * want, 1e-6) > 1.0
+        assert checking.units(np.float64([0.0]), [1.1 * 2.0**-1022], 1e-15) > 1.0
+
+    def test_numbers_that_are_none(self):
+        nan = np.float32([np.nan, 1.0])
+        assert checking.units(nan, nan.astype(float), 1e-6) == 0.0
+        assert checking.units(nan, np.ones(2), 1e-6) == checking.units(np.ones(2), nan, 1e-6) == np.inf
+
+
+@pytest.mark.usefixtures("simulated")
+class TestSuite:
+    def test_checks_then_times(self):
+        found = suite()
+        record = gpu.record(found)
+        assert [check["problem"].partition(", ")[2] for check in record["checks"]] == [
+            *gpu_checks.OPTIONS,
+            *gpu_checks._OF_ALL,
+        ]
+        assert all(check["right"] for check in record["checks"]), [str(one) for one in found if isinstance(one, Check)]
+        plain = record["checks"][0]["errors"]
+        on_the_device = {"gradient on the device", "mean on the device", "mean with its gradient"}
+        assert set(plain) == {"loss", "gradient in float32", "gradient in bfloat16", *on_the_device}
+        timed = {(one["candidate"], one["operation"]) for one in record["times"] if one["seconds"]}
+        assert {("fastxent", "loss"), ("softcap", "loss and gradient"), ("90% ignored", "loss")} <= timed
+        assert ("fastxent", "loss and gradient in place") in timed
+        assert ("fastxent", "score with top 5") in timed
+        assert {one["candidate"] for one in record["times"]} >= set(gpu_peers.NAMES)
+        assert json.loads(json.dumps(record, allow_nan=False))["times"][0]["seconds"]["rounds"] == 3
+        pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
+        written = page.render_gpu(json.loads(json.dumps(record)))
+        assert "90% ignored" in written
+        shapes = {(*one["shape"], one["dtype"]) for one in record["times"]}
+        assert written.count("<svg") == len(shapes) == 2
+
+    def test_one_that_fails_is_a_line(self, monkeypatch):
+        def no_memory(machine, shape, *about, **named):
+            if shape == (3, 70):
+                raise MemoryError("out of beads")
+            return time_calls(machine, shape, *about, **named)
+
+        time_calls = gpu_times.time_calls
+        monkeypatch.setattr(gpu_times, "time_calls", no_memory)
+
+        def broken():
+            raise RuntimeError("no bead left")
+
+        found = suite(shapes=((3, 70), (2, 70)), checked=[("5 x 4, abacus", broken)])
+        assert (found[0].right, str(found[0])) == (False, "5 x 4, abacus: failed: RuntimeError: no bead left")
+        lines = [str(one) for one in found]
+        assert "3 x 70 bfloat16, fastxent: failed: MemoryError: out of beads" in lines
+        assert any(line.startswith("2 x 70 bfloat16, fastxent, loss: ") for line in lines)
+
+    def test_room_is_given_back_where_there_is_not_enough(self, monkeypatch):
+        machine = gpu.runner().machine
+        reserve, held = machine.reserve, set(machine._memory)
+        sizes = iter([64, None])
+        monkeypatch.setattr(machine, "reserve", lambda size: reserve(next(sizes)))
+        with machine.current(), pytest.raises(TypeError):
+            gpu_times.Problem(machine, (2, 8), "float32")
+        assert set(machine._memory) == held
+
+    def test_the_clock_is_looked_at_before_everything(self):
+        found = suite(seconds=-1.0, checked=[("a", Check), ("b", Check)])
+        assert {one.note for one in found} == {LEFT_OUT}
+        assert [one.right for one in found[:2]] == [None, None]
+        assert [one.candidate for one in found[2:]] == [*gpu_times.options_of(3), "fastxent"]
+
+    def test_peers_have_the_clock_too(self, monkeypatch):
+        now = [0.0]
+
+        def time_peer(*about):
+            now[0] += 0.2
+            return []
+
+        monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(gpu_peers, "time_peer", time_peer)
+        monkeypatch.setattr(gpu_times, "options_of", lambda classes: {})
+        monkeypatch.setattr(gpu_times, "time_calls", lambda *about, **named: ([], 1.0))
+        found = suite(checked=(), seconds=0.3)
+        assert [one.candidate for one in found] == list(gpu_peers.NAMES[2:])
+
+    def test_what_was_found_is_written_whatever_ends_it(self, monkeypatch, tmp_path):
+        def interrupted():
+            yield Check("5 x 4, abacus", (("loss", 0.5),))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(gpu, "run", interrupted)
+        CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", "--json", str(tmp_path / "gpu.json")])
+        (check,) = json.loads((tmp_path / "gpu.json").read_text())["checks"]
+        assert check == {"problem": "5 x 4, abacus", "errors": {"loss": 0.5}, "right": True, "note": ""}
+
+    def test_command(self, monkeypatch, tmp_path):
+        pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
+        taken = Time("loss", (3, 70), "bfloat16", "fastxent", Seconds(1e-3, 1.1e-3, 1.2e-3, 1.3e-3, 9), 0.87)
+        found = [
+            Check("a", (("loss", 0.5),)), Check("b", (("loss", 0.5), ("rank", np.inf))), Check("c", note=LEFT_OUT),
+            taken, replace(taken, seconds=None, note="absent: needs quack: pip install quack-kernels"),
+        ]  # fmt: skip
+        monkeypatch.setattr(gpu, "run", lambda: iter(found))
+        files = ["--json", str(tmp_path / "gpu.json"), "--html", str(tmp_path / "gpu.html")]
+        done = CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", *files])
+        assert done.output.splitlines() == [
+            "b: rank off by inf of what is allowed",
+            "3 x 70 bfloat16, fastxent, loss: 1.2 ms (min 1 ms, IQR 17%), 87% of a copy",
+            "3 x 70 bfloat16, fastxent, loss: absent: needs quack: pip install quack-kernels",
+            "simulated: 3 checks, 1 wrong, 1 left out; 1 times",
+        ]
+        assert str(done.exception) == "1 checks are wrong on this GPU"
+        assert "quack-kernels" in (tmp_path / "gpu.html").read_text("utf-8")
+
+
+VERBS = {
+    "loss and gradient alone": "statistics",
+    "gradient in place": "statistics_and_gradient",
+    "score with top 5": "score",
+    "softmax": "log_softmax",
+    "binary": "binary",
+    "counts": "count",
+    "divergences": "divergences",
+    "blocks of classes": "gradient",
+}
+
+
+@pytest.mark.usefixtures("simulated")
+class TestChecks:
+    """Each fails where the verb it is for is off by five in a million."""
+
+    @pytest.mark.parametrize("name", VERBS)
+    def test_a_wrong_verb_is_seen(self, monkeypatch, name):
+        verb = getattr(cuda, VERBS[name])
+
+        def wrong(*arguments, **options):
+            result = verb(*arguments, **options)
+            off = np.float64(1 + 5e-6)
+            if name == "counts":
+                return result + 1
+            if name == "divergences":
+                return tuple(part * off for part in result)
+            for array in written(name, arguments, options, result):
+                array *= array.dtype.type(off)
+            return result
+
+        monkeypatch.setattr(cuda, VERBS[name], wrong)
+        check = gpu_checks.of_verb(np.dtype(np.float32), 40, name, np.random.default_rng(0))
+        assert check.right is False, check.errors
+
+    def test_a_wrong_gradient_in_few_bits_is_seen(self, monkeypatch):
+        verb = cuda.statistics_and_gradient
+
+        def wrong(logits, targets, coefficients, out, **options):
+            result = verb(logits, targets, coefficients, out, **options)
+            if out.dtype == ml_dtypes.bfloat16:
+                out *= out.dtype.type(1 + 2**-7)
+            return result
+
+        monkeypatch.setattr(cuda, "statistics_and_gradient", wrong)
+        check = gpu_checks.of_options(np.dtype(ml_dtypes.bfloat16), 40, "plain", np.random.default_rng(0))
+        assert [figure for figure, error in check.errors if error > 1] == ["gradient in bfloat16"]
+
+    def test_wrong_arrays_of_the_device_are_seen(self, monkeypatch):
+        fetched = gpu_checks._fetched
+        monkeypatch.setattr(gpu_checks, "_fetched", lambda array: fetched(array) * np.float32(1 + 5e-6))
+        check = gpu_checks.of_verb(np.dtype(np.float32), 40, "arrays of the device", np.random.default_rng(0))
+        assert check.right is False
+
+
+def written(name, arguments, options, result):
+    """What a verb has filled."""
+    if name == "loss and gradient alone":
+        return [result.nll]
+    if name == "gradient in place":
+        return [arguments[3]]
+    if name == "score with top 5":
+        return [result.nll]
+    if name == "softmax":
+        return [arguments[1]]
+    if name == "binary":
+        return [options["losses"]]
+    return [arguments[4]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, as it compiles
+class TestPeers:
+    @pytest.mark.parametrize("name", ["torch", "torch.compile", "overwriting"])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_they_are_checked_then_timed(self, monkeypatch, name, dtype):
+        torch = pytest.importorskip("torch", reason="needs torch: pip install fastxent[peers]")
+        monkeypatch.setitem(gpu_peers.PEERS, "overwriting", overwriting)
+        monkeypatch.setattr(gpu_peers, "_OVERWRITES", ("overwriting",))
+        found = gpu_peers._of_tensors(torch, name, (70, 300), dtype, "cpu", timed)
+        assert {operation: seconds.rounds for operation, seconds in found.items()} == {
+            "loss": 2,
+            "loss and gradient": 2,
+        }
+
+    @pytest.mark.parametrize(("of_loss", "of_gradient"), [(1.001, 1.0), (1.0, 1.001)])
+    def test_a_wrong_one_is_not_timed(self, monkeypatch, of_loss, of_gradient):
+        torch = pytest.importorskip("torch", reason="needs torch: pip install fastxent[peers]")
+
+        def off_by(torch):
+            def cross_entropy(logits, targets):
+                right = torch.nn.functional.cross_entropy(logits, targets)
+                return right * of_gradient - right.detach() * (of_gradient - of_loss)
+
+            return cross_entropy
+
+        monkeypatch.setitem(gpu_peers.PEERS, "torch", off_by)
+        found = gpu_peers._of_tensors(torch, "torch", (70, 300), "float32", "cpu", timed)
+        assert found.startswith("wrong: off by ")
+
+    def test_absent_ones_say_what_installs_them(self, monkeypatch):
+        for name, module, command in (
+            ("Liger", "liger_kernel.transformers.functional", "liger-kernel"),
+            ("quack", "quack.cross_entropy", "quack-kernels"),
+            ("flash-attention", "flash_attn.losses.cross_entropy", "flash-attn"),
+            ("cupy", "cupy", "cupy-cuda13x"),
+        ):
+            monkeypatch.setattr(gpu_peers, "_with_torch", lambda name, *about: gpu_peers.PEERS[name](None))
+            monkeypatch.setitem(sys.modules, module, None)
+            (found,) = gpu_peers.time_peer(name, (3, 70), "float32", 1.0)
+            assert re.match(rf"absent: needs \w+.*: pip install {command}", found.note), found.note
+
+
+def timed(body, restore):
+    samples = []
+    for _ in range(2):
+        restore()
+        start = time.perf_counter()
+        body()
+        samples.append(time.perf_counter() - start)
+    return Seconds.of(samples)
+
+
+def overwriting(torch):
+    """Like those that leave the gradient where the logits were, and never meant to see it again."""
+
+    class Overwriting(torch.autograd.Function):
+        @staticmethod
+        def forward(context, logits, targets):
+            assert logits.std() > 2
+            with torch.enable_grad():
+                leaf = logits.detach().clone().requires_grad_()
+                loss = torch.nn.functional.cross_entropy(leaf, targets)
+            (context.gradient,) = torch.autograd.grad(loss, leaf)
+            logits.data.copy_(context.gradient)
+            return loss.detach()
+
+        @staticmethod
+        def backward(context, upstream):
+            return context.gradient * upstream, None
+
+    return Overwriting.apply

@@ -1,0 +1,448 @@
+"""Arrays that are on the device, from the public functions on, on a simulated GPU: the values of the host's, on the
+caller's stream, in the caller's kind, and nobody waits.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import fastxent
+from fastxent import checks
+from fastxent.backends.cuda import calls, device, run, scratch
+from fastxent.bench.cases import Case
+
+STREAM = 7
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch):
+    monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+
+
+class Array:
+    """Numbers in the simulated device's memory, ``gap`` of them unused after each row, as another library has them."""
+
+    read_only = False
+
+    def __init__(self, values, gap=0, stream=STREAM):
+        values = np.asarray(values)
+        self.machine, self.dtype, self.shape = run.runner().machine, values.dtype, values.shape
+        wide = np.zeros((*values.shape[:-1], values.shape[-1] + gap) if values.ndim else (), values.dtype)
+        self._own = (..., slice(values.shape[-1])) if values.ndim else ()
+        wide[self._own] = values
+        self.address, self.stream = self.machine.reserve(wide.nbytes), stream
+        self.room = self.machine._memory[self.address][: wide.nbytes].view(wide.dtype).reshape(wide.shape)
+        self.room[...], self.strides = wide, wide.strides
+
+    def __del__(self):
+        self.machine.unreserve(self.address)
+
+    @property
+    def __cuda_array_interface__(self):
+        where = {"data": (self.address, self.read_only), "shape": self.shape, "strides": self.strides}
+        return where | {"typestr": self.dtype.str, "version": 3, "stream": self.stream}
+
+    def numpy(self):
+        return self.room[self._own]
+
+
+def fetched(array):
+    """What is at a result's address, as NumPy."""
+    about = array.__cuda_array_interface__
+    dtype = np.dtype(about["typestr"])
+    size = int(np.prod(about["shape"])) * dtype.itemsize
+    found = run.runner().machine._bytes(about["data"][0], size).view(dtype).reshape(about["shape"])
+    return found.copy()
+
+
+def placed(options):
+    """Options whose arrays are on the device."""
+    return {name: Array(value) if isinstance(value, np.ndarray) else value for name, value in options.items()}
+
+
+CASES = (
+    Case(5, 45, "confident"),
+    Case(5, 45, ignored=0.4, weights=True, options=(("label_smoothing", 0.1), ("z_loss", 1e-3))),
+    Case(3, 1203, "wide", weights=True, options=(("reduction", "sum"),)),
+    Case(3, 300, "wide", ignored=0.4, options=(("reduction", "none"), ("softcap", 5.0), ("temperature", 0.8))),
+    Case(70, 6, "typical", "float64", ignored=0.2, options=(("denominator", 33.0),)),
+    Case(5, 45, "wide", "float16", options=(("label_smoothing", 1.0),)),
+    Case(150, 6, weights=True, ignored=0.3, options=(("z_loss", 1e-2),)),  # more rows than one block sums
+    Case(5, 45, "confident", targets="dense"),
+    Case(3, 1203, weights=True, targets="dense", options=(("label_smoothing", 0.1), ("z_loss", 1e-3))),
+    Case(4, 300, "wide", "float16", targets="dense", options=(("softcap", 5.0), ("reduction", "sum"))),
+    Case(70, 6, "typical", "float64", weights=True, targets="dense", options=(("label_smoothing", 1.0),)),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_values_of_the_host(case):
+    logits, targets, options = case.build()
+    real = checks.loss_dtype(logits.dtype)
+    for name in ("weight", "sample_weight"):  # the device is given what a kernel takes
+        if name in options:
+            options[name] = options[name].astype(real)
+    if targets.dtype.kind == "f":
+        targets = targets.astype(real)
+    want, gradient = fastxent.cross_entropy_with_grad(logits, targets, backend="cuda", **options)
+    given = Array(logits, gap=3), Array(targets)
+    loss, dlogits = fastxent.cross_entropy_with_grad(*given, **placed(options))
+    alone = fetched(fastxent.cross_entropy(*given, **placed(options)))
+    assert alone.dtype == want.dtype
+    assert fetched(loss).tobytes() == alone.tobytes()
+    tight = {"rtol": 4 * np.finfo(want.dtype).eps}  # a mean adds its rows in another order, weights in another scale
+    np.testing.assert_allclose(alone, want, **tight)
+    eps = np.finfo(logits.dtype).eps
+    near = {"rtol": 4 * float(eps), "atol": 4 * np.finfo(real).eps * float(np.abs(gradient).max())}  # terms differ
+    np.testing.assert_allclose(fetched(dlogits).astype(real), gradient.astype(real), **near)
+    assert fetched(dlogits).dtype == gradient.dtype
+
+
+def test_batches_of_rows_return_lse_and_the_gradient_in_place():
+    logits, targets, _ = Case(6, 45, "wide").build()
+    shape = {"reduction": "none", "return_lse": True}
+    want = fastxent.cross_entropy_with_grad(
+        logits.reshape(2, 3, 45),
+        targets.reshape(2, 3),
+        grad_output=np.arange(6.0).reshape(2, 3),
+        backend="cuda",
+        **shape,
+    )
+    given = Array(logits.reshape(2, 3, 45)), Array(targets.reshape(2, 3).astype(np.int32))
+    upstream = Array(np.arange(6, dtype=np.float32).reshape(2, 3))
+    *found, gradient = fastxent.cross_entropy_with_grad(*given, grad_output=upstream, out=given[0], **shape)
+    assert gradient is given[0]
+    for got, figures in zip(found, want, strict=False):
+        np.testing.assert_array_equal(fetched(got), figures)
+    np.testing.assert_allclose(given[0].numpy(), want[-1], rtol=1e-6)
+
+
+def test_all_is_asked_of_the_callers_stream_and_nobody_waits():
+    logits, targets, _ = Case(3, 1203).build()
+    given = Array(logits), Array(targets)
+    machine = run.runner().machine
+    first = fastxent.cross_entropy_with_grad(*given)
+    machine.events.clear()
+    second = fastxent.cross_entropy_with_grad(*given)
+    events = list(machine.events)
+    assert {stream for stream, _ in events} == {STREAM}
+    names = [name for _, name in events]
+    assert not {"wait", "to device"} & set(names)
+    assert names[-1] == "to host"  # the news of bad targets, which nobody waits for
+    assert names.count("take") == 2  # the results: what is left between kernels is there
+    assert fetched(first[1]).tobytes() == fetched(second[1]).tobytes()
+    assert second[0].stream == STREAM
+    elsewhere = Array(targets, stream=9)
+    fastxent.cross_entropy(given[0], elsewhere)
+    events = list(machine.events)
+    assert (STREAM, "after 9") in events
+    # targets that are given back on their own stream are given back after the call
+    assert events[-1] == (9, f"after {STREAM}")
+
+
+def kernels_of(call):
+    """The kernels of a call that has been made before."""
+    call()
+    machine = run.runner().machine
+    machine.events.clear()
+    call()
+    return [name for _, name in machine.events if name not in ("take", "to host")]
+
+
+def test_one_kernel_makes_a_loss_and_two_its_mean_with_the_gradient():
+    logits, targets, _ = Case(3, 300).build()
+    given = Array(logits), Array(targets)
+    for reduction in ("mean", "sum", "none"):
+        assert kernels_of(lambda named=reduction: fastxent.cross_entropy(*given, reduction=named)) == ["statistics"]
+    gradient = fastxent.cross_entropy_with_grad
+    assert kernels_of(lambda: gradient(*given)) == ["total_weight", "gradient"]
+    assert kernels_of(lambda: gradient(*given, reduction="sum")) == ["gradient"]
+    assert kernels_of(lambda: gradient(*given, denominator=3.0)) == ["gradient"]
+
+
+def test_rows_of_several_strips_are_read_once_for_a_gradient_in_their_place():
+    logits, targets, _ = Case(3, 1203, "confident").build()
+    want, gradient = fastxent.cross_entropy_with_grad(Array(logits), Array(targets))
+    given = Array(logits), Array(targets)
+    loss, _ = fastxent.cross_entropy_with_grad(*given, out=given[0])
+    assert fetched(loss) == fetched(want)
+    assert given[0].numpy().tobytes() == fetched(gradient).tobytes()
+    assert kernels_of(lambda: fastxent.cross_entropy_with_grad(*given, out=given[0])) == [
+        "total_weight",
+        "shared_gradient",
+    ]
+
+
+def test_what_blocks_count_by_is_0_again():
+    logits, targets, _ = Case(150, 6).build()
+    fastxent.cross_entropy_with_grad(Array(logits), Array(targets))
+    slot = scratch.scratch_of(run.runner().machine, STREAM)
+    _, address = slot._pieces["counters"]
+    assert not slot.machine._memory[address].any()
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("classes", [45, 1203])
+class TestSoftmax:
+    FUNCTIONS = fastxent.logsumexp, fastxent.log_softmax, fastxent.softmax
+
+    def test_the_bits_of_the_host(self, name, classes):
+        logits = Case(6, classes, "wide", name).build()[0].reshape(2, 3, classes)
+        for function in self.FUNCTIONS:
+            want = function(logits, scale=0.7, backend="cuda")
+            got = fetched(function(Array(logits, gap=3), scale=0.7))
+            assert (got.dtype, got.shape) == (want.dtype, want.shape)
+            assert got.tobytes() == want.tobytes()
+
+    def test_in_place(self, name, classes):
+        logits = Case(3, classes, "confident", name).build()[0]
+        for function in self.FUNCTIONS[1:]:
+            want, given = function(logits, backend="cuda"), Array(logits)
+            assert function(given, out=given) is given
+            assert given.numpy().tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("far", [-200.0, -1e4, -1e9])
+def test_a_row_whose_others_underflow_beside_lower_ones_still(far):
+    """The largest in one strip, all others of it gone, and padding in the next."""
+    logits = np.full((1, 1000), np.finfo(np.float32).min, np.float32)
+    logits[0, :500], logits[0, 7] = far, 0.0
+    want = np.zeros((1, 1000), np.float32)
+    want[0, 7] = 1.0
+    np.testing.assert_array_equal(fetched(fastxent.softmax(Array(logits))), want)
+    np.testing.assert_array_equal(fastxent.softmax(logits, backend="cuda"), want)
+
+
+def test_options_of_numpy():
+    logits, targets, _ = Case(3, 45).build()
+    given = Array(logits), Array(targets)
+    named = {"label_smoothing": 0.125, "z_loss": 0.25, "softcap": 4.0, "temperature": 0.5}
+    want = fetched(fastxent.cross_entropy(*given, **named))
+    got = fastxent.cross_entropy(*given, **{name: np.float32(value) for name, value in named.items()})
+    assert fetched(got) == want
+
+
+def test_no_rows_have_no_mean():
+    given = Array(np.zeros((0, 4), np.float32)), Array(np.zeros(0, np.int64))
+    assert np.isnan(fetched(fastxent.cross_entropy(*given)))
+    assert np.isnan(fetched(fastxent.cross_entropy_with_grad(*given)[0]))
+
+
+def test_logsumexps_of_rows_with_infinities_and_without_numbers():
+    for classes in (5, 700):
+        logits = np.zeros((6, classes), np.float32)
+        logits[1], logits[2, 3], logits[3, 1] = -np.inf, np.inf, np.nan
+        logits[4, [0, 2]], logits[5, :2] = (np.inf, np.nan), (-np.inf, np.inf)
+        log_classes = np.float32(np.log(classes))
+        want = [log_classes, -np.inf, np.inf, np.nan, np.nan, np.inf]
+        np.testing.assert_allclose(fetched(fastxent.logsumexp(Array(logits))), want, rtol=1e-7)
+        assert np.isnan(fetched(fastxent.logsumexp(Array(np.float32([[1, 0]])), scale=1e-45)))
+    kept = fastxent.logsumexp(Array(logits), keepdims=True)
+    assert kept.shape == (6, 1)
+
+
+def test_a_plan_serves_other_arrays_until_memory_moves(monkeypatch):
+    monkeypatch.setattr(calls, "_PLANS", {})
+    carried = []
+    carry_out = device._carry_out
+    monkeypatch.setattr(device, "_carry_out", lambda *given: carried.append(1) or carry_out(*given))
+    options = {"label_smoothing": 0.1, "return_lse": True}
+    for seed, rows, planned in ((0, 4, 1), (1, 4, 1), (2, 4, 1), (3, 9, 2), (4, 4, 3), (5, 4, 3)):
+        rng = np.random.default_rng(seed)
+        logits, targets = rng.standard_normal((rows, 45), np.float32), rng.integers(0, 45, rows)
+        want = fastxent.cross_entropy_with_grad(logits, targets, backend="cuda", **options)
+        got = fastxent.cross_entropy_with_grad(Array(logits), Array(targets), **options)
+        assert len(carried) == planned  # another number of rows moves what lies between kernels
+        for found, figures in zip(got, want, strict=True):
+            np.testing.assert_allclose(fetched(found), figures, rtol=1e-6)
+    fastxent.cross_entropy(Array(logits), Array(targets), temperature=2.0, **options)
+    assert len(carried) == 4
+
+
+@pytest.mark.parametrize("bad", [-7, 45])
+def test_a_target_out_of_range_is_an_index_error_later_or_at_once(bad, monkeypatch):
+    monkeypatch.setattr(scratch, "_STREAMS", {})
+    logits, targets, _ = Case(5, 45).build()
+    targets[[1, 3]] = bad
+    given = Array(logits), Array(targets)
+    losses = fetched(fastxent.cross_entropy(*given, reduction="none"))
+    np.testing.assert_array_equal(np.isnan(losses), [False, True, False, True, False])
+    with pytest.raises(IndexError, match="targets of an earlier call on this stream are out of range: 2 of them"):
+        fastxent.cross_entropy(*given)
+    right = Array(np.maximum(np.minimum(targets, 44), 0))
+    assert np.isfinite(fetched(fastxent.cross_entropy(given[0], right)))
+    message = r"targets must lie in \[0, 44\] or be -100; 2 of 5 do not, the first in row 1"
+    with pytest.raises(IndexError, match=message):
+        fastxent.cross_entropy_with_grad(*given, check=True)
+    assert np.isfinite(fetched(fastxent.cross_entropy(given[0], right, check=True)))
+
+
+def test_the_news_of_a_bad_target_is_told_once(monkeypatch):
+    """Although the copies of it that later calls have asked for come after it has been read."""
+    logits, targets, _ = Case(3, 45).build()
+    bad, given = Array(targets + 45), (Array(logits), Array(targets))
+    machine, on_the_way = run.runner().machine, []
+    wait, copy_to_host = machine.wait, machine.copy_to_host
+
+    def land():
+        while on_the_way:
+            array, news = on_the_way.pop(0)
+            array[:] = news
+
+    def copy_later(stream, array, address):
+        land()
+        news = array.copy()
+        copy_to_host(stream, news, address)
+        on_the_way.append((array, news))
+
+    monkeypatch.setattr(machine, "copy_to_host", copy_later)
+    monkeypatch.setattr(machine, "wait", lambda stream: (wait(stream), land()))
+    for targets_on_device in (bad, given[1]):
+        fastxent.cross_entropy(given[0], targets_on_device)
+    with pytest.raises(IndexError, match="targets of an earlier call on this stream are out of range: 3 of them"):
+        fastxent.cross_entropy(*given)
+    for _ in range(3):
+        fastxent.cross_entropy(*given)
+
+
+def test_any_thread_may_call():
+    """On a new one no GPU is current."""
+    logits, targets, _ = Case(3, 45).build()
+    given, want = (Array(logits), Array(targets)), fastxent.cross_entropy(logits, targets, backend="cuda")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: fetched(fastxent.cross_entropy(*given))).result() == want
+    with ThreadPoolExecutor(2) as pool:  # of the host's arrays, which share two streams
+        calls_at_once = pool.map(lambda _: fastxent.cross_entropy(logits, targets, backend="cuda"), range(4))
+        assert list(calls_at_once) == [want] * 4
+
+
+def test_no_graph_is_captured_with_arrays_whose_results_are_ours():
+    logits, targets, _ = Case(3, 45).build()
+    given, machine = (Array(logits), Array(targets)), run.runner().machine
+    fastxent.cross_entropy(*given)
+    machine.captured |= {STREAM, 11}
+    try:
+        for stream in (STREAM, 11):
+            with pytest.raises(RuntimeError, match="a CUDA graph cannot take memory"):
+                fastxent.cross_entropy(Array(logits, stream=stream), given[1])
+    finally:
+        machine.captured.clear()
+
+
+def test_a_row_without_weight_is_not_read():
+    logits, targets, _ = Case(3, 45).build()
+    logits[1] = np.nan
+    weight = Array(np.float32([1, 0, 2]))
+    loss, gradient = fastxent.cross_entropy_with_grad(Array(logits), Array(targets), sample_weight=weight)
+    want = fastxent.cross_entropy(logits[[0, 2]], targets[[0, 2]], sample_weight=[1.0, 2.0])
+    np.testing.assert_allclose(fetched(loss), want, rtol=1e-6)
+    assert not fetched(gradient)[1].any()
+
+
+@pytest.mark.parametrize("name", ["float32", "float16"])
+def test_scores_of_logits_that_stay(name):
+    logits, targets, _ = Case(6, 45, "wide", name).build()
+    targets[2], told = -100, []
+    options = {"top_k": 3, "ids": [0, 7], "temperature": 0.7}
+    want = fastxent.score(logits.reshape(2, 3, 45), targets.reshape(2, 3), backend="cuda", **options)
+    machine = run.runner().machine
+    given = Array(logits.reshape(2, 3, 45), gap=3)
+    machine.events.clear()
+    got = fastxent.score(given, targets.reshape(2, 3), progress=lambda *done: told.append(done), **options)
+    assert machine.events[0] == (STREAM, "wait")  # for whoever writes the logits
+    assert told == [(6, 6)]
+    for field, figures in want.as_dict().items():
+        np.testing.assert_array_equal(got.as_dict()[field], figures, err_msg=field)
+    with pytest.raises(ValueError, match="axis must be the last"):
+        fastxent.score(given, targets.reshape(2, 3), axis=0)
+    with pytest.raises(TypeError, match="arrays on a device are the cuda backend's"):
+        fastxent.score(given, targets.reshape(2, 3), backend="reference")
+
+
+def test_no_rows():
+    loss = fastxent.cross_entropy(Array(np.zeros((0, 4), np.float32)), Array(np.zeros(0, np.int64)), reduction="sum")
+    assert fetched(loss) == 0.0
+
+
+class TestErrors:
+    def refused(self, error, message, targets=None, logits=None, **options):
+        logits = Array(np.zeros((2, 4), np.float32)) if logits is None else logits
+        targets = Array(np.zeros(2, np.int64)) if targets is None else targets
+        with pytest.raises(error, match=message):
+            fastxent.cross_entropy_with_grad(logits, targets, **options)
+
+    def test_arrays_of_the_host_beside_those_of_the_device(self):
+        self.refused(TypeError, "targets must be on the device too, like logits; got ndarray", np.zeros(2, int))
+        self.refused(TypeError, "weight must be on the device too", weight=np.ones(4))
+        self.refused(TypeError, "grad_output must be 1.0 or on the device too", grad_output=2.0)
+
+    def test_what_no_kernel_takes(self):
+        self.refused(NotImplementedError, "int64 or int32 class indices, not uint8", Array(np.zeros(2, np.uint8)))
+        self.refused(NotImplementedError, "targets on a device must be class indices", (1, 2))
+        dense = Array(np.full((2, 4), 0.25, np.float16))
+        self.refused(NotImplementedError, "probabilities on a device must be float32, not float16", dense)
+        dense = Array(np.full((2, 4), 0.25, np.float32))
+        self.refused(ValueError, "ignore_index must be negative or None", dense, ignore_index=1)
+        self.refused(ValueError, "targets must have the logits' shape", Array(np.zeros((2, 3), np.float32)))
+        self.refused(TypeError, "targets must be integer class indices", Array(np.zeros(2, np.float32)))
+        self.refused(ValueError, "weight on the device must be float32", weight=Array(np.ones(4)))
+        self.refused(ValueError, "axis must be the last", axis=0)
+        self.refused(ValueError, "out on a device must be", out=Array(np.zeros((2, 5), np.float32)))
+        self.refused(ValueError, "side by side", logits=_transposed())
+        self.refused(TypeError, "arrays on a device are the cuda backend's", backend="cpu")
+        self.refused(ValueError, "label_smoothing must lie in", label_smoothing=2.0)
+
+    def test_of_softmax(self):
+        logits = Array(np.zeros((2, 4), np.float32))
+        for error, message, options in (
+            (NotImplementedError, "where must be None for logits on a device", {"where": np.ones((2, 4), bool)}),
+            (NotImplementedError, "axis must be one for logits on a device; got None", {"axis": None}),
+            (ValueError, "axis must be the last", {"axis": 0}),
+            (ValueError, "out on a device must be", {"out": Array(np.zeros((2, 5), np.float32))}),
+            (TypeError, "arrays on a device are the cuda backend's", {"backend": "cpu"}),
+            (ValueError, "scale must be positive", {"scale": 0.0}),
+        ):
+            with pytest.raises(error, match=message):
+                fastxent.log_softmax(logits, **options)
+
+    def test_out_over_what_is_read(self):
+        """Also where a call like it, with its arrays apart, has been made before."""
+        options = {"targets": np.zeros(2, np.int64), "weight": np.ones(4, np.float32)}
+        logits, apart = Array(np.zeros((2, 4), np.float32)), Array(np.zeros((2, 4), np.float32))
+        for name, values in options.items():
+            given = {"targets": Array(options["targets"]), name: Array(np.resize(values, 16))}
+            given[name].shape, given[name].strides = values.shape, values.strides
+            targets, others = given.pop("targets"), given
+            fastxent.cross_entropy_with_grad(logits, targets, out=apart, **others)
+            array = targets if name == "targets" else others[name]
+            over = Array(np.zeros((2, 4), np.float32))
+            other, over.address = over.address, array.address
+            try:
+                with pytest.raises(ValueError, match=f"out must not overlap {name}"):
+                    fastxent.cross_entropy_with_grad(logits, targets, out=over, **others)
+            finally:
+                over.address = other
+
+    def test_out_that_is_read_only(self):
+        logits, out = (Array(np.zeros((2, 4), np.float32)) for _ in range(2))
+        given = logits, Array(np.zeros(2, np.int64))
+        fastxent.cross_entropy_with_grad(*given, out=out)
+        out.read_only = True
+        with pytest.raises(ValueError, match="out must not be read-only"):
+            fastxent.cross_entropy_with_grad(*given, out=out)
+
+    def test_out_that_overlaps(self):
+        logits = Array(np.zeros((3, 4), np.float32))
+        part = Array(np.zeros((2, 4), np.float32))
+        other, part.address, logits.shape = part.address, logits.address + 16, (2, 4)
+        try:
+            self.refused(ValueError, "out must be the logits themselves or not overlap them", logits=logits, out=part)
+        finally:
+            part.address = other
+
+
+def _transposed():
+    array = Array(np.zeros((4, 2), np.float32))
+    array.shape, array.strides = (2, 4), (4, 8)
+    return array

@@ -1,0 +1,239 @@
+"""`fastxent warmup --backend cuda` compiles each kernel once; its list has all that a call can ask for, and no other.
+
+What calls ask for is taken down by a GPU of the real one's layout that runs next to nothing.
+"""
+
+import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fastxent
+from fastxent import backends, checks, cli, shards
+from fastxent.backends.cuda import calls, compiler, forms, run, scratch, simulated, warmup
+from fastxent.backends.cuda.layout import GPU
+from fastxent.bench import gpu_checks
+
+SM_90 = 9, 0
+ROWS = 2
+
+
+class Asked(simulated.Machine):
+    """Takes down which kernels are asked for."""
+
+    layout, together = GPU, 2  # so that three strips are too many to wait for each other
+
+    def __init__(self):
+        super().__init__()
+        self.codes = set()
+
+    def launch(self, stream, name, kind, arguments, blocks, shared=0, written=None, entries="gradient", ends="verb"):
+        self.codes.add(compiler.Code(name, kind, written, entries, ends, self.architecture))
+        if name == "finish_state":  # a state that has seen no target gets no gradient
+            super().launch(stream, name, kind, arguments, blocks, shared=shared)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+    monkeypatch.setattr(calls, "_PLANS", {})
+    monkeypatch.setattr(scratch, "_STREAMS", {})
+    runner = run.Runner(Asked())
+    monkeypatch.setattr(run, "_runner_on", lambda module: runner)
+    return runner.machine
+
+
+def widths(dtype):
+    """Classes of a warp's row, of a block's, of blocks that wait for each other, and of more blocks than do."""
+    few, strip = (size // np.dtype(dtype).itemsize for size in (GPU.small, GPU.strip))
+    return few, few + 1, strip + 1, 2 * strip + 1
+
+
+def options_of(classes, every_option):
+    """Every option that could ask for another kernel, in every combination."""
+    for softcap, smoothing, weighted in itertools.product((None, 3.0), (0.0, 0.1, 1.0), (False, True)):
+        if every_option or not (softcap or smoothing or weighted):
+            weight = {"weight": np.ones(classes)} if weighted else {}
+            yield weight | {"softcap": softcap, "label_smoothing": smoothing}
+
+
+def targets_of(classes, every_option):
+    """By the kind of target: class indices, probabilities of all classes and of a few."""
+    indices = np.zeros(ROWS, int)
+    if not every_option:
+        return (indices,)
+    return indices, np.full((ROWS, classes), 1 / classes), (indices[:, None], np.ones((ROWS, 1)))
+
+
+def ask_of_host(logits, every_option):
+    classes, indices = logits.shape[1], np.zeros(ROWS, int)
+    outs = [None, np.empty(logits.shape, checks.loss_dtype(logits.dtype))][: 1 + every_option]
+    for options in options_of(classes, every_option):
+        for targets in targets_of(classes, every_option):
+            fastxent.cross_entropy(logits, targets, backend="cuda", **options)
+            for out in outs:
+                fastxent.cross_entropy_with_grad(logits, targets, out=out, backend="cuda", **options)
+            nobody = {"sample_weight": np.zeros(ROWS)} if every_option else {}
+            fastxent.cross_entropy_with_grad(logits, targets, backend="cuda", **options, **nobody)
+        fastxent.score(logits, indices, top_k=2, softcap=options["softcap"], backend="cuda")
+    fastxent.logsumexp(logits, backend="cuda")
+    for function, out in itertools.product((fastxent.softmax, fastxent.log_softmax), outs):
+        function(logits, out=out, backend="cuda")
+    backends.get("cuda").count(logits, np.zeros(ROWS))
+    fastxent.kl_divergence_from_logits(logits, logits, backend="cuda")
+    fastxent.binary_cross_entropy_with_logits_with_grad(logits, np.zeros(logits.shape), backend="cuda")
+
+
+def ask_of_blocks(logits, every_option):
+    """Of classes: their rows have strips whatever their length."""
+    classes, indices = logits.shape[1], np.zeros(ROWS, int)
+    for options in options_of(classes, every_option):
+        about = options | {"classes": classes}
+        shards.accumulate(logits, indices, backend="cuda", **about)
+        state = shards.accumulate(logits, indices, backend="reference", **about)
+        for out in (None, np.empty(logits.shape, checks.loss_dtype(logits.dtype)))[: 1 + every_option]:
+            shards.gradient(logits, indices, state, out=out, backend="cuda", **about)
+
+
+def ask_of_device(logits, every_option):
+    (_, classes), real = logits.shape, checks.loss_dtype(logits.dtype)
+
+    def placed(value):
+        if not isinstance(value, np.ndarray):
+            return value
+        return gpu_checks._placed(value if value.dtype.kind == "i" else value.astype(real))
+
+    given = gpu_checks._placed(logits)
+    outs = [None, placed(logits.astype(real))][: 1 + every_option]
+    for options in options_of(classes, every_option):
+        for targets in targets_of(classes, every_option)[:2]:
+            goals, there = placed(targets), {name: placed(value) for name, value in options.items()}
+            fastxent.cross_entropy(given, goals, **there)
+            fastxent.cross_entropy(gpu_checks._placed(logits[:0]), placed(targets[:0]), **there)
+            for out in outs:
+                fastxent.cross_entropy_with_grad(given, goals, out=out, **there)
+    fastxent.logsumexp(given)
+    for function, out in itertools.product((fastxent.softmax, fastxent.log_softmax), outs):
+        function(given, out=out)
+
+
+def names(codes):
+    """What differs in a few words a kernel."""
+    return sorted(str((*code.kind, *code)) for code in codes)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of figures that no kernel has computed
+class TestTheList:
+    @pytest.mark.parametrize("every_option", [False, True], ids=["plain", "every option"])
+    @pytest.mark.parametrize("form", forms.FORMS)
+    def test_it_is_what_calls_ask_for(self, machine, form, every_option):
+        for classes in widths(form):
+            logits = np.zeros((ROWS, classes)).astype(form)
+            ask_of_host(logits, every_option)
+            ask_of_device(logits, every_option)
+        ask_of_blocks(np.zeros((ROWS, 3)).astype(form), every_option)
+        listed = warmup.codes(form, SM_90, every_option)
+        assert len(listed) == len(set(listed))
+        assert names(machine.codes - set(listed)) == []
+        assert names(set(listed) - machine.codes) == []
+
+    @pytest.mark.parametrize("form", forms.FORMS)
+    def test_the_suite_of_a_gpu_asks_for_no_other(self, machine, form):
+        for _, check in gpu_checks.each((form,), widths(form), seed=0, many=False):
+            check()
+        plain, every = (
+            {code for of in (form, "float32") for code in warmup.codes(of, SM_90, every_option)}
+            for every_option in (False, True)
+        )
+        assert names(machine.codes - every) == []
+        assert len(machine.codes - plain) > 50
+
+    def test_those_without_options_come_first(self):
+        for form in forms.FORMS:
+            plain, every = (warmup.codes(form, SM_90, every_option) for every_option in (False, True))
+            assert every[: len(plain)] == plain
+
+
+@pytest.fixture
+def compilers(monkeypatch, tmp_path):
+    """What is compiled, by threads that make nothing of it, into a folder."""
+    compiled = []
+    monkeypatch.setattr(compiler, "compile_code", lambda code: compiled.append(code) or b"made")
+    monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(warmup, "_architectures", lambda: [SM_90, (10, 0)])
+    return compiled
+
+
+class TestCompiling:
+    def test_each_kernel_is_compiled_once(self, compilers, tmp_path):
+        dtypes = ["float32", "bfloat16"]
+        found = [list(warmup.compile_all(dtypes, SM_90)) for _ in range(2)]
+        wanted = [warmup.codes(dtype, SM_90) for dtype in dtypes]
+        both = len(wanted[1]) - len(set(wanted[0]) & set(wanted[1]))
+        assert found[0] == [("float32", len(wanted[0]), len(wanted[0])), ("bfloat16", both, both)]
+        assert found[1] == [("float32", len(wanted[0]), 0), ("bfloat16", both, 0)]
+        assert set(compilers) == {*wanted[0], *wanted[1]}
+        assert len(compilers) == len(set(compilers)) == len(list(tmp_path.glob("*.cubin")))
+
+    def test_every_option_leaves_those_without_as_they_are(self, compilers):
+        list(warmup.compile_all(["float16"], SM_90))
+        every = len(warmup.codes("float16", SM_90, every_option=True))
+        assert list(warmup.compile_all(["float16"], SM_90, every_option=True)) == [
+            ("float16", every, every - len(warmup.codes("float16", SM_90)))
+        ]
+
+    @pytest.mark.usefixtures("compilers")
+    def test_what_is_not_kept_is_an_error(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path / "gone")
+        with pytest.raises(OSError, match=r"kernels cannot be kept in .*gone"):
+            list(warmup.compile_all(["float32"], SM_90))
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.main, ["warmup", *arguments])
+
+
+class TestCommand:
+    @pytest.mark.parametrize("named", ["10.0", "100", "sm_100"])
+    def test_for_an_architecture(self, compilers, named):
+        done = invoke("--backend", "cuda", "--dtype", "float64", "--architecture", named)
+        number = len(warmup.codes("float64", (10, 0)))
+        said = f"{number} kernels, {number} compiled now"
+        assert (done.exit_code, done.stdout.splitlines()) == (0, [f"float64: {said}", said])
+        assert {code.architecture for code in compilers} == {(10, 0)}
+
+    @pytest.mark.usefixtures("machine")
+    def test_for_the_gpu_at_hand_with_every_option(self, compilers):
+        done = invoke("--backend", "cuda", "--dtype", "float32", "--every-option")
+        assert done.exit_code == 0
+        assert set(compilers) == set(warmup.codes("float32", SM_90, every_option=True))
+
+    @pytest.mark.parametrize("named", ["9", "9.0.1", "sm_90a", "hopper", "-9.0", ""])
+    def test_what_is_no_capability(self, named):
+        done = invoke("--backend", "cuda", f"--architecture={named}")
+        assert done.exit_code == 2
+        assert f"{named!r} is not a compute capability such as 9.0" in done.stderr
+
+    @pytest.mark.parametrize("named", ["7.5", "9.9"])
+    @pytest.mark.usefixtures("compilers")
+    def test_one_without_kernels(self, named):
+        done = invoke("--backend", "cuda", "--architecture", named)
+        wanted = f"error: there are no kernels for compute capability {named}; it may be 9.0, 10.0\n"
+        assert (done.exit_code, done.stderr, done.stdout) == (2, wanted, "")
+
+    @pytest.mark.parametrize("missing", ["numba_cuda", "cuda.core", "cuda.bindings"])
+    def test_without_compilers_it_is_one_sentence(self, monkeypatch, missing):
+        monkeypatch.setitem(sys.modules, missing, None)
+        done = invoke("--backend", "cuda", "--architecture", "9.0")
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert done.stderr.startswith("error: the compilers of CUDA are not installed: pip install fastxent[cuda13]")
+
+    @pytest.mark.parametrize("option", [("--architecture", "9.0"), ("--every-option",)])
+    def test_they_are_for_cuda(self, option):
+        done = invoke(*option)
+        assert done.exit_code == 2
+        assert "are for --backend cuda" in done.stderr
