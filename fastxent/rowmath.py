@@ -212,6 +212,11 @@ def build_terms(ops, real):
     shifted = getattr(ops, "shifted", shifted_by_operator)
 
     @function
+    def floor_of(exponent, rate):
+        """Where exp(a x) 2**-exponent becomes 0; the one division is the same for all exponents."""
+        return (exponent - bias) * (one / rate[0])
+
+    @function
     def exp_of_fraction(x, rate, magic, floor):
         """``power, k``: exp(a x) 2**-c is power 2**n, and the last bits of k are those of n + bias, 0 at the floor."""
         x = at_least(x, floor)
@@ -238,7 +243,7 @@ def build_terms(ops, real):
         below = where(peak > -np.inf, where(height <= -limit, peak, zero), zero)
         base = where(height >= limit, peak, below)
         exponent = where(peak > -np.inf, rint((peak - base) * rate[0]), zero)
-        return base, exponent, magic_zero - exponent, (exponent - bias) / rate[0]
+        return base, exponent, magic_zero - exponent, floor_of(exponent, rate)
 
     @function
     def rescale(base, exponent, new_base, new_exponent, rate):
@@ -247,7 +252,7 @@ def build_terms(ops, real):
         0 for an empty sum, whatever its base.
         """
         ahead = new_exponent - exponent
-        power, scale = exp_parts(base - new_base, rate, magic_zero - ahead, (ahead - bias) / rate[0])
+        power, scale = exp_parts(base - new_base, rate, magic_zero - ahead, floor_of(ahead, rate))
         return where(exponent == no_exponent, zero, power * scale)
 
     @function
@@ -256,14 +261,16 @@ def build_terms(ops, real):
 
         The sum so far is to be multiplied by the factor. The exponent stays `LIFT` below that of the peak, so that a
         sum from which the largest logit is left out still has its digits; `NO_EXPONENT` belongs to an empty one. A base
-        beside 0 moves only by `REACH` octaves, so that a rising row costs a sum no rounding at every step.
+        beside 0 moves only by `REACH` octaves, so that a rising row costs a sum no rounding at every step, and back to
+        0 where that does for the peak: what came before, a finite mask perhaps, is no reason to keep one.
         """
-        height = (peak - base) * rate[0]
+        height, above_zero = (peak - base) * rate[0], peak * rate[0]
         reach = where(base == zero, limit, reach_of_base)
-        base_now = where(height >= reach, peak, where(height <= zero - reach, where(peak > nothing, peak, base), base))
+        own = where(above_zero >= limit, peak, where(above_zero <= zero - limit, peak, zero))
+        base_now = where(height >= reach, own, where(height <= zero - reach, where(peak > nothing, own, base), base))
         exponent_now = where(peak > nothing, rint((peak - base_now) * rate[0]) - lift, exponent)
         factor = rescale(base, exponent, base_now, exponent_now, rate)
-        return base_now, exponent_now, magic_zero - exponent_now, (exponent_now - bias) / rate[0], factor
+        return base_now, exponent_now, magic_zero - exponent_now, floor_of(exponent_now, rate), factor
 
     @function
     def exp_of_minus(size):
@@ -321,6 +328,7 @@ def build_terms(ops, real):
         return kl, half * where(near, both * (square * entropy_of_half(square)), far)
 
     return SimpleNamespace(
+        floor_of=floor_of,
         exp_of_fraction=exp_of_fraction,
         exp_parts=exp_parts,
         reference=reference,

@@ -46,11 +46,19 @@ class MachineCode:
         """Every instruction's name."""
         return [name for _, _, name, _ in self.instructions]
 
-    def loops(self):
-        """Lists of the names of instructions from which control comes back to themselves, an outermost loop each."""
+    def loops(self, pattern):
+        """Loops in which an instruction matches, without those around them: a list of names for each."""
         position = {at: k for k, (at, *_) in enumerate(self.instructions)}
         following = [self._following(k, position) for k in range(len(self.instructions))]
-        return [[self.instructions[k][2] for k in part] for part in _cycles(following)]
+        names, found, left = self.names(), [], [range(len(following))]
+        while left:
+            within = left.pop()
+            for part in map(set, _cycles({k: [after for after in following[k] if after in within] for k in within})):
+                if any(re.match(pattern, names[k]) for k in part):
+                    found.append(part)
+                    # without where it is entered, what is left of a loop are those in it
+                    left.append(part - {after for k, edges in enumerate(following) if k not in part for after in edges})
+        return [[names[k] for k in sorted(loop)] for loop in found if not any(loop > other for other in found)]
 
     def shortest_way_round(self, pattern, times):
         """How many instructions are between one time control comes back and the next, on the shortest way on which so
@@ -68,9 +76,9 @@ class MachineCode:
         if operation in ("EXIT", "RET", "KILL", "BPT") and not predicate:
             return []
         after = [k + 1] if k + 1 < len(self.instructions) else []
-        if operation == "BRA":
+        if operation in ("BRA", "CALL"):  # a call that nobody returns from is a branch
             target = position[int(_TARGET.findall(text)[-1], 16)]
-            conditional = predicate or re.search(r"\bU?!?U?P\d", text) or ".DIV" in name
+            conditional = operation == "CALL" or predicate or re.search(r"\bU?!?U?P\d", text) or ".DIV" in name
             return [target, *after] if conditional else [target]
         return after
 
@@ -94,7 +102,7 @@ def _shortest(following, matches, first, last, times):
 def _cycles(following):
     """Strongly connected parts of a graph with an edge within, by Tarjan's algorithm without recursion."""
     order, lowest, stack, on_stack, parts = {}, {}, [], set(), []
-    for root in range(len(following)):
+    for root in following:
         if root in order:
             continue
         work = [(root, iter(following[root]))]

@@ -55,13 +55,29 @@ def test_every_figure(rows, classes, kind, dtype, top_k):
 
 @pytest.mark.parametrize(("classes", "dtype"), [(1023, "float32"), (2300, "bfloat16")])
 def test_several_words_a_thread(classes, dtype, monkeypatch):
-    layout = simulated.SIMULATED._replace(small=4096, warps=1, threads=32, strip=4096)
+    layout = simulated.SIMULATED._replace(small=4096, middle=4096, threads=32, strip=4096, shared=1 << 14)
     monkeypatch.setattr(simulated.Machine, "layout", layout)
     check(1, classes, "sorted", dtype, 5)
     logits = np.linspace(0.0, 2.0, classes)[None].astype(dtype)  # every word has a larger one than all before
     targets = np.array([3])
     scores = fastxent.score(logits, targets, ids=[0, classes - 1], backend="cuda")
     test_scoring.assert_scores(scores, test_scoring.expected(logits, targets, 0), dtype)
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "dtype"),
+    [
+        (250, "confident", "float32"),
+        (1000, "masked", "float32"),
+        (256, "huge offset", "bfloat16"),
+        (300, "sorted", "float32"),
+    ],
+)
+def test_rows_that_a_loss_has_in_registers(classes, kind, dtype, monkeypatch):
+    """Which adds nothing in another order."""
+    layout = simulated.SIMULATED._replace(tiny=1024, few=8, small=4096, middle=4096, shared=1 << 15)
+    monkeypatch.setattr(simulated.Machine, "layout", layout)
+    check(3, classes, kind, dtype, 5)
 
 
 @pytest.mark.slow

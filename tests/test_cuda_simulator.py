@@ -83,6 +83,8 @@ def test_every_case_keeps_the_promise(case):
 # four words a thread and more, in a row of a warp and in strips: the loop with four on the way
 LONG = (
     Case(1, 1023, "sorted"),
+    Case(4, 1023, "confident"),
+    Case(2, 2047, "confident", "bfloat16"),
     Case(1, 1030, "wide", "bfloat16", options=(("label_smoothing", 0.1),)),
     Case(1, 2300, "sorted", weights=True, options=(("label_smoothing", 0.1),)),
 )
@@ -90,7 +92,7 @@ LONG = (
 
 @pytest.fixture
 def _long_shares(monkeypatch):
-    layout = simulated.SIMULATED._replace(small=4096, warps=1, threads=32, strip=4096)
+    layout = simulated.SIMULATED._replace(small=4096, middle=4096, threads=32, strip=4096, shared=1 << 14)
     monkeypatch.setattr(simulated.Machine, "layout", layout)
 
 
@@ -98,6 +100,45 @@ def _long_shares(monkeypatch):
 @pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
 def test_several_words_a_thread(case):
     check(case)
+
+
+# rows of eight threads and of a warp as a GPU has them, all of whose words are in registers: four and eight a thread
+SHORT = (
+    *(Case(9, width, "confident") for width in (1, 127, 128, 129, 256)),
+    *(Case(2, width, kind) for width, kind in ((250, "masked"), (257, "sorted"), (1000, "confident"), (1024, "ties"))),
+    *(Case(2, width, "huge offset") for width in (130, 1000)),
+    *(Case(3, width, "confident", "bfloat16") for width in (256, 257, 511, 1000, 2047)),
+    *(Case(2, width, "wide", "float16") for width in (200, 1100)),
+    *(Case(2, width, "confident", "float64") for width in (127, 400)),
+    *(Case(2, width, "typical", dtype) for width, dtype in ((600, "float8_e4m3fn"), (1500, "float8_e5m2"))),
+    Case(40, 100, ignored=0.3, weights=True, options=options(z_loss=1e-3)),
+    Case(2, 200, weights=True, options=options(label_smoothing=0.1, reduction="none")),
+    Case(2, 700, "confident", "bfloat16", targets="dense", options=options(softcap=5.0)),
+)
+
+
+@pytest.fixture
+def _short_rows(monkeypatch):
+    layout = simulated.SIMULATED._replace(tiny=1024, few=8, small=4096, middle=4096, shared=1 << 15)
+    monkeypatch.setattr(simulated.Machine, "layout", layout)
+
+
+@pytest.mark.usefixtures("_short_rows")
+@pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
+def test_rows_in_registers(case):
+    check(case)
+
+
+@pytest.mark.usefixtures("_short_rows")
+@pytest.mark.parametrize("classes", [90, 300])
+def test_rows_in_registers_whose_first_or_last_words_are_masked(classes):
+    """By a finite number, which must not become the base of what comes after."""
+    logits = np.random.default_rng(0).normal(size=(4, classes)).astype(np.float32)
+    for number, part in ((-3e38, slice(2, 60)), (-1e9, slice(40, None)), (-np.inf, slice(1, None, 2))):
+        logits[1:, part] = number
+        want = fastxent.cross_entropy(logits, [0, 0, 1, 2], reduction="none", backend="reference")
+        got = fastxent.cross_entropy(logits, [0, 0, 1, 2], reduction="none", backend="cuda")
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
@@ -383,7 +424,7 @@ class TestSimulation:
 
         def some_shuffle():
             if simulated.OPS.thread() < 3:
-                simulated.OPS.shuffle_xor(0.0, 1)
+                simulated.OPS.shuffle_xor(0.0, 1, 32)
 
         with pytest.raises(simulated.SimulationError, match="warp"):
             self.launch(some_shuffle)

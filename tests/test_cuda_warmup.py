@@ -47,9 +47,12 @@ def machine(monkeypatch):
 
 
 def widths(dtype):
-    """Classes of a warp's row, of a block's, of blocks that wait for each other, and of more blocks than do."""
-    few, strip = (size // np.dtype(dtype).itemsize for size in (GPU.small, GPU.strip))
-    return few, few + 1, strip + 1, 2 * strip + 1
+    """Classes of eight threads' row, of a warp's, of two warps', of a block's, of blocks that wait for each other, and
+    of more blocks than do.
+    """
+    sizes = GPU.tiny, GPU.small, GPU.middle, GPU.strip
+    tiny, small, middle, strip = (size // np.dtype(dtype).itemsize for size in sizes)
+    return tiny, small, middle, middle + 1, strip + 1, 2 * strip + 1
 
 
 def options_of(classes, every_option):

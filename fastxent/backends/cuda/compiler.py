@@ -149,11 +149,11 @@ def compile_code(code):
 
     # made anew for each: numba-cuda keeps compiled functions by signature, not by architecture
     function = function_of(OPS, code)
-    major, minor = code.architecture
+    (major, minor), threads = code.architecture, code.kind.threads * code.kind.rows
     with _without_device(code.architecture):
         ir, _ = cuda.compile(
             function, _signature(function, code.ends), device=False, abi="numba", cc=code.architecture, output="ltoir",
-            launch_bounds=(code.kind.threads * code.kind.rows, resident(code)),
+            launch_bounds=(threads, resident(code) * 256 // threads),
         )  # fmt: skip
     options = LinkerOptions(arch=f"sm_{major}{minor}", link_time_optimization=True)
     return bytes(Linker(ObjectCode.from_ltoir(ir), options=options).link("cubin").code)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.group import build_group
 from fastxent.backends.cuda.places import build_places
-from fastxent.backends.cuda.sums import build_group
 from fastxent.backends.cuda.words import build_along, build_loads
 
 KERNELS = ("strip_counts", "strip_divergences")

@@ -133,7 +133,6 @@ class LossCall(calls.Call):
         elif view.dtype not in (np.int64, np.int32):
             raise NotImplementedError(f"targets on a device must be int64 or int32 class indices, not {view.dtype}")
         weight = self.numbers(options.weight, "weight", (classes,))
-        self._loss = self._of_options(view, weight, dense is not None)
         spread = "even" if weight == 0 else "weights"
         if dense is not None and options.label_smoothing < 1.0:
             spread = "probabilities"
@@ -142,6 +141,7 @@ class LossCall(calls.Call):
         kinds, largest = self.machine.layout.kind, dense is not None
         self.scaling = scaling_of(self.rows.dtype, options.softcap, options.temperature)
         self.kind = kinds(self.rows.dtype.name, classes, self.scaling.cap != 0, spread, largest)
+        self._loss = self._of_options(view, weight, dense is not None)
         self.plain = kinds(self.real.name, self.machine.layout.launch, False, "none", largest)
         address, strips = 0 if largest else view.address, -(-classes // self.kind.strip)
         self.given = Rows(self.rows.address, self.rows.stride, address, count, classes, strips, self.slot.wrong)
@@ -171,7 +171,7 @@ class LossCall(calls.Call):
         own, shared = 1.0 - smoothing, smoothing / classes
         if dense:
             own, shared = 0.0, 1.0 if smoothing < 1.0 else 1.0 / classes
-        groups = max(1, -(-self.rows.rows // self.machine.layout.threads))
+        groups = max(1, -(-self.rows.rows // (self.kind.threads * self.kind.rows)))
         return Loss(
             step=0 if dense else in_line(targets, "targets"),
             wide=int(targets.dtype == np.int64),

@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.places import RECORD
 from fastxent.backends.cuda.words import build_point, build_shares
-
-RECORD = 64  # bytes of a strip's sums, and of a row's plan
 
 
 def build_fold(ops, kind):

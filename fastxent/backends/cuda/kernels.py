@@ -1,8 +1,10 @@
 """The kernels. Each is built for one `Kind` over the functions of a GPU, real (`primitives`) or not (`simulated`).
 
-A row of no more than a strip is one group's business from the first logit to the last entry of the gradient. A longer
-row is cut into strips, each a block's: `sums` leaves a record of each, `finish` joins a row's records in order, `write`
-writes the gradient strip by strip; `shared_gradient` does all three at once, its blocks waiting for each other.
+A row of no more than a strip is one group's business from the first logit to the last entry of the gradient. A group
+takes some rows one after the other, and then each thread of the block ends one of them: what is made of a row's sums is
+a long way for a single thread, and no longer for many side by side. A longer row is cut into strips, each a block's:
+`sums` leaves a record of each, `finish` joins a row's records in order, `write` writes the gradient strip by strip;
+`shared_gradient` does all three at once, its blocks waiting for each other.
 How a row is cut depends on its length alone, and so do the bits of its results.
 """
 
@@ -14,9 +16,9 @@ import numpy as np
 from fastxent import rowmath
 from fastxent.backends.cuda import ends as verbs
 from fastxent.backends.cuda import losses
-from fastxent.backends.cuda.finish import RECORD, build_finish, build_fold
-from fastxent.backends.cuda.places import SLOTS, build_places
-from fastxent.backends.cuda.sums import build_group, build_sums
+from fastxent.backends.cuda.finish import build_finish, build_fold
+from fastxent.backends.cuda.places import RECORD, SLOTS, build_notes, build_places
+from fastxent.backends.cuda.sums import build_sums
 from fastxent.backends.cuda.words import build_point
 from fastxent.backends.cuda.write import build_write
 from fastxent.state import IGNORED
@@ -46,17 +48,18 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
     )  # fmt: skip
     join, add_gap, to_float64 = row_algebra.join, row_algebra.add_gap, ops.to_float64
     at, finish, fold = build_places(ops, kind), build_finish(ops, kind, of_ends), build_fold(ops, kind)
-    thread_sums, group_sums, rate_of, announced = (
-        sums.thread_sums,
-        sums.group_sums,
-        sums.rate_of,
-        build_group(ops, kind.threads).announced,
-    )
+    record_of = sums.record_of
     is_bad, place_of, strip_of, slots_of = at.is_bad, at.place_of, at.strip_of, at.slots_of
-    row_rate, put_seven, put_record = at.row_rate, at.put_seven, at.put_record
+    in_memory = build_notes(ops.function, ops.load_float64, ops.store_float64)
+    in_shared = build_notes(ops.function, ops.shared_load_float64, ops.shared_store_float64)
+    row_rate, notes_of, put_seven, put_record = at.row_rate, at.notes_of, in_memory.put_seven, in_memory.put_record
+    note_record, noted_row, note_plan, noted_plan = (
+        in_shared.put_record, in_shared.row_of, in_shared.put_plan, in_shared.plan_of
+    )  # fmt: skip
+    put_plan, plan_of = in_memory.put_plan, in_memory.plan_of
     plain, known_of, of_row = finish.plain, finish.known_of, getattr(finish, entries)
     load_int64, load_float64, store_float64 = ops.load_int64, ops.load_float64, ops.store_float64
-    thread, block = ops.thread, ops.block
+    thread, block, anew = ops.thread, ops.block, ops.anew
     threads, per_block, strip_size = kind.threads, kind.rows, kind.strip
     largest, function, int32, int64 = kind.largest, ops.function, ops.int32, ops.int64
     fetch_add, publish, wait_for, sync_block = ops.fetch_add, ops.publish, ops.wait_for, ops.sync_block
@@ -84,60 +87,95 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         gone = int32(-1)
         if not largest and target >= start and target < start + size:
             gone = int32(target - start)
-        found, best = thread_sums(t, i, first, last, start, size, gone, shares, scaling, slots, 0)
-        return group_sums(found, best, start, rate_of(scaling))
+        return record_of(t, i, first, last, start, size, gone, shares, scaling, slots)
 
     @function
-    def as_row(record):
-        """The sums of a strip that is all of its row."""
-        base, exponent, total, peak, gap, mass, best, index = record
-        return base, exponent, total, 0.0, peak, gap, mass, best, index
+    def is_read(target, rows):
+        return target != IGNORED and not is_bad(target, rows.classes)
 
-    def statistics(rows, shares, scaling, results):
-        """(N, V) logits read once -> statistics. A row has no more classes than a strip."""
-        t, i = thread() % threads, int64(block()) * per_block + thread() // threads
-        if i < rows.rows:
+    @function
+    def first_row(each):
+        """Of a group among those of its block, which have ``each`` rows, and of the block."""
+        return int32(thread() // threads * int32(each)), int64(block()) * per_block * each
+
+    @function
+    def goes_on(k, each, of_block, rows):
+        """Whether row ``k`` of the block is one more of the group before; ``each`` is a power of two."""
+        return k & int32(anew(each) - 1) != 0 and of_block + k < rows.rows
+
+    def statistics(rows, shares, scaling, results, each):
+        """(N, V) logits read once -> statistics; ``each`` rows a group. A row has no more classes than a strip."""
+        t, (k, of_block) = thread() % threads, first_row(each)
+        left = of_block + k < rows.rows
+        while left:
+            i = of_block + k
             target = target_of(i, rows, results)
-            if target == IGNORED or is_bad(target, rows.classes):
-                skip(t, i, target, rows, results)
-            else:
+            if is_read(target, rows):
                 record = sum_strip(t, i, int64(0), -1, target, rows, shares, scaling)
                 if t == 0:
-                    first, last = place_of(rows, i)
-                    plain(i, first, last, as_row(record), target, shares, scaling, rows, results)
-        close(int64(block()) * per_block, per_block, rows, results)
-
-    def gradient(rows, shares, coefficients, scaling, results, written):
-        """(N, V) logits read once -> statistics, and as many entries written once, in place or not. A row has no more
-        classes than a strip, and waits in shared memory.
-        """
-        t, group = thread() % threads, thread() // threads
-        i = int64(block()) * per_block + group
-        if i < rows.rows:
+                    note_record(notes_of(k), record)
+            k = int32(k + 1)
+            left = goes_on(k, each, of_block, rows)
+        sync_block()
+        i = of_block + thread()
+        if thread() < per_block * each and i < rows.rows:
             target = target_of(i, rows, results)
-            place = written.out + i * written.stride * out_size
-            if target == IGNORED or is_bad(target, rows.classes):
-                skip(t, i, target, rows, results)
-                clear(t, place, rows.classes, np.nan if is_bad(target, rows.classes) else 0.0)
-            else:
-                slots = slots_of(group)
-                record = sum_strip(t, i, int64(0), slots, target, rows, shares, scaling)
+            if is_read(target, rows):
                 first, last = place_of(rows, i)
-                plan = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+                plain(i, first, last, noted_row(notes_of(thread())), target, shares, scaling, rows, results)
+            else:
+                skip(0, i, target, rows, results)
+        close(of_block, per_block * each, rows, results)
+
+    def gradient(rows, shares, coefficients, scaling, results, written, each):
+        """(N, V) logits read once -> statistics, and as many entries written once, in place or not; ``each`` rows a
+        group. A row has no more classes than a strip, and waits in shared memory.
+        """
+        t, (k, of_block) = thread() % threads, first_row(each)
+        left = of_block + k < rows.rows
+        while left:
+            i = of_block + k
+            target = target_of(i, rows, results)
+            if is_read(target, rows):
+                slots = slots_of(k, each, rows.classes)
+                record = sum_strip(t, i, int64(0), slots, target, rows, shares, scaling)
                 if t == 0:
-                    found, known = as_row(record), known_of(first, last, target, scaling)
-                    plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
-                plan = announced(8, plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
-                size = int32(rows.classes)
+                    note_record(notes_of(k), record)
+            k = int32(k + 1)
+            left = goes_on(k, each, of_block, rows)
+        sync_block()
+        i = of_block + thread()
+        if thread() < per_block * each and i < rows.rows:
+            target = target_of(i, rows, results)
+            if is_read(target, rows):
+                (first, last), at = place_of(rows, i), notes_of(thread())
+                found, known = noted_row(at), known_of(first, last, target, scaling)
+                plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
+                note_plan(at, plan)
+            else:
+                skip(0, i, target, rows, results)
+        sync_block()
+        k, of_block = first_row(each)
+        left = of_block + k < rows.rows
+        while left:
+            i = of_block + k
+            target, place = target_of(i, rows, results), written.out + i * written.stride * out_size
+            if is_read(target, rows):
+                (first, last), plan = place_of(rows, i), noted_plan(notes_of(k))
+                slots, size = slots_of(k, each, rows.classes), int32(rows.classes)
                 write_staged(t, i, first, last, int64(0), size, slots, place, shares, plan, scaling)
-        close(int64(block()) * per_block, per_block, rows, results)
+            else:
+                clear(t, place, rows.classes, np.nan if is_bad(target, rows.classes) else 0.0)
+            k = int32(k + 1)
+            left = goes_on(k, each, of_block, rows)
+        close(of_block, per_block * each, rows, results)
 
     def strip_sums(rows, shares, scaling, results, records):
         """(N, V) logits read once -> records (N, strips); a block for a strip."""
         i = int64(block() // rows.strips)
         s = int64(block() - i * rows.strips)
         target = target_of(i, rows, results)
-        if target != IGNORED and not is_bad(target, rows.classes):
+        if is_read(target, rows):
             record = sum_strip(thread(), i, s * strip_size, -1, target, rows, shares, scaling)
             if thread() == 0:
                 put_record(records + (i * rows.strips + s) * RECORD, record)
@@ -174,23 +212,23 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         size = strip_of(start, rows.classes)
         target = target_of(i, rows, results)
         place = written.out + (i * written.stride + start) * out_size
-        if target == IGNORED or is_bad(target, rows.classes):
-            skip(t + s, i, target, rows, results)
-            clear(t, place, size, np.nan if is_bad(target, rows.classes) else 0.0)
-        else:
-            slots = slots_of(0)
+        if is_read(target, rows):
+            slots = slots_of(0, 1, rows.classes)
             record = sum_strip(t, i, start, slots, target, rows, shares, scaling)
             row_records = records + i * rows.strips * RECORD
             first, last = place_of(rows, i)
             # before any block of the row may write
             known = known_of(first, last, target, scaling)
             meet_row(t, row_records, tickets + 8 + i * rows.strips * 8, rows.strips, s, record)
-            plan = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
             if t == 0:
                 found = fold(row_records, rows.strips, row_rate(scaling))
                 plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
-            plan = announced(8, plan[0], plan[1], plan[2], plan[3], plan[4], plan[5])
-            write_staged(t, i, first, last, start, size, slots, place, shares, plan, scaling)
+                note_plan(notes_of(0), plan)
+            sync_block()
+            write_staged(t, i, first, last, start, size, slots, place, shares, noted_plan(notes_of(0)), scaling)
+        else:
+            skip(t + s, i, target, rows, results)
+            clear(t, place, size, np.nan if is_bad(target, rows.classes) else 0.0)
         if s == 0:
             close(i, 1, rows, results)
 
@@ -199,12 +237,12 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         i = int64(block()) * threads + thread()
         if i < rows.rows:
             target = target_of(i, rows, results)
-            if target == IGNORED or is_bad(target, rows.classes):
-                skip(0, i, target, rows, results)
-            else:
+            if is_read(target, rows):
                 first, last = place_of(rows, i)
                 found = fold(records + i * rows.strips * RECORD, rows.strips, row_rate(scaling))
                 plain(i, first, last, found, target, shares, scaling, rows, results)
+            else:
+                skip(0, i, target, rows, results)
         close(int64(block()) * threads, threads, rows, results)
 
     def settle_lse(rows, lse):
@@ -228,20 +266,14 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         i = int64(block()) * threads + thread()
         if i < rows.rows:
             target = target_of(i, rows, results)
-            if target == IGNORED or is_bad(target, rows.classes):
-                skip(0, i, target, rows, results)
-            else:
+            if is_read(target, rows):
                 first, last = place_of(rows, i)
                 found = fold(records + i * rows.strips * RECORD, rows.strips, row_rate(scaling))
                 known = known_of(first, last, target, scaling)
                 plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
-                at = plans + i * RECORD
-                store_float64(at, plan[0])
-                store_float64(at + 8, plan[1])
-                store_float64(at + 16, plan[2])
-                store_float64(at + 24, plan[3])
-                store_float64(at + 32, plan[4])
-                store_float64(at + 40, plan[5])
+                put_plan(plans + i * RECORD, plan)
+            else:
+                skip(0, i, target, rows, results)
         close(int64(block()) * threads, threads, rows, results)
 
     @function
@@ -276,16 +308,12 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         size = strip_of(start, rows.classes)
         target = target_of(i, rows, results)
         place = written.out + (i * written.stride + start) * out_size
-        if target == IGNORED or is_bad(target, rows.classes):
-            clear(thread(), place, size, np.nan if is_bad(target, rows.classes) else 0.0)
-        else:
-            at = plans + i * RECORD
-            plan = (
-                load_float64(at), load_float64(at + 8), load_float64(at + 16),
-                load_float64(at + 24), load_float64(at + 32), load_float64(at + 40),
-            )  # fmt: skip
+        if is_read(target, rows):
             first, last = place_of(rows, i)
+            plan = plan_of(plans + i * RECORD)
             write_again(thread(), i, first, last, start, size, 0, place, shares, plan, scaling)
+        else:
+            clear(thread(), place, size, np.nan if is_bad(target, rows.classes) else 0.0)
 
     def slope_of_targets(rows, scaling, plans):
         """Plans (N,) made elsewhere: the entry of a target in these classes times its slope; a thread for a row."""

@@ -6,7 +6,7 @@ all is taken, and the warp it came from looks through the words of the thread th
 
 import numpy as np
 
-from fastxent.backends.cuda.sums import build_group
+from fastxent.backends.cuda.group import build_group
 
 ENTRY = 16  # bytes of a logit and its class
 _PEAK, _CLASS = 13, 14  # meetings of a block
@@ -19,6 +19,8 @@ def build_largest(ops, kind):
     peak_of_lanes, to_real, group_peak = ops.peak_of_lanes, form.to_real, build_group(ops, kind.threads).peak
     staged_word, decode, shuffle_xor, sync_warp = ops.shared_load_word, form.decode, ops.shuffle_xor, ops.sync_warp
     store_float64, count, threads = ops.store_float64, form.count, kind.threads
+    width = min(threads, 32)
+    steps, half = width.bit_length() - 1, width // 2
     nothing, everything, none = form.real(-np.inf), form.real(np.inf), 2**31 - 1
 
     @function
@@ -46,8 +48,8 @@ def build_largest(ops, kind):
 
     @function
     def best_of_warp(value, number):
-        for step in range(5):
-            other, other_class = shuffle_xor(value, 16 >> step), shuffle_xor(number, 16 >> step)
+        for step in range(steps):
+            other, other_class = shuffle_xor(value, half >> step, width), shuffle_xor(number, half >> step, width)
             if other > value or (other == value and other_class < number):
                 value, number = other, other_class
         return value, number
@@ -57,7 +59,7 @@ def build_largest(ops, kind):
         """The ``kept`` largest of the strip of ``size`` classes from class ``start`` on, to ``place``: a logit and its
         class, float64 each; -inf and inf where there are fewer.
         """
-        sync_warp()
+        sync_warp(width)
         best, best_class = best_of_share(int32(0), 1, slots, size, everything, int32(-1), int32(t))
         for m in range(kept):
             peak = group_peak(to_float64(best), _PEAK)
@@ -69,8 +71,10 @@ def build_largest(ops, kind):
             if number < np.inf:
                 taken = int32(number)
                 owner = int32((taken // count) % threads)
-                if owner >> 5 == t >> 5:
-                    found, found_class = best_of_share(int32(t & 31), 32, slots, size, to_real(peak), taken, owner)
+                if owner // width == t // width:
+                    found, found_class = best_of_share(
+                        int32(t % width), width, slots, size, to_real(peak), taken, owner
+                    )
                     found, found_class = best_of_warp(found, found_class)
                     if t == owner:
                         best, best_class = found, found_class

@@ -3,21 +3,27 @@
 A ``slot`` has the machine, a stream of it, and memory of its own for what kernels leave each other.
 """
 
+import functools
+
 import numpy as np
 
 from fastxent.backends.cuda.ends import NO_RESULTS
-from fastxent.backends.cuda.finish import RECORD
+from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.largest import ENTRY
 from fastxent.backends.cuda.losses import Loss
-from fastxent.backends.cuda.places import shared_bytes
+from fastxent.backends.cuda.places import RECORD, shared_bytes
 from fastxent.backends.cuda.scores import MOMENTS
+
+_MOST_ROWS = 32  # of a group
+_END = 1 << 15  # bytes 256 threads read, by an estimate, in the time in which they end a row each
 
 
 def statistics(slot, kind, given, shares, scaling, results):
     """`Results` of rows, or their `Loss`."""
     how = {"ends": _ends_of(results)}
     if given.strips == 1:
-        _launch(slot, "statistics", kind, (given, shares, scaling, results), _groups(kind, given), **how)
+        each, groups, shared = _shared_out(slot.machine, kind, given, False)
+        _launch(slot, "statistics", kind, (given, shares, scaling, results, each), groups, shared=shared, **how)
     else:
         records = _sum_strips(slot, kind, given, shares, scaling, results)
         _launch_rows(slot, "finish_statistics", kind, (given, shares, scaling, results, records), **how)
@@ -25,15 +31,17 @@ def statistics(slot, kind, given, shares, scaling, results):
 
 def entries(slot, kind, given, shares, of_loss, scaling, results, place, in_place, **how):
     """`statistics` of rows, and their gradient or log-softmax; ``how`` says which, and in what format."""
-    staged, how = shared_bytes(kind, True), how | {"ends": _ends_of(results)}
+    how = how | {"ends": _ends_of(results)}
     if given.strips == 1:
-        arguments = given, shares, of_loss, scaling, results, place
-        _launch(slot, "gradient", kind, arguments, _groups(kind, given), shared=staged, **how)
+        each, groups, shared = _shared_out(slot.machine, kind, given, True)
+        arguments = given, shares, of_loss, scaling, results, place, each
+        _launch(slot, "gradient", kind, arguments, groups, shared=shared, **how)
     elif given.strips <= slot.machine.together and not (in_place and kind.largest):
         blocks = given.rows * given.strips
         records, tickets = slot.reserve("records", (blocks, RECORD), np.uint8), slot.zeros("tickets", 1 + blocks)
         waiting = given, shares, of_loss, scaling, results, records, tickets, place
-        _launch(slot, "shared_gradient", kind, waiting, blocks, shared=staged, **how)
+        shared = shared_bytes(kind, given.classes, True)
+        _launch(slot, "shared_gradient", kind, waiting, blocks, shared=shared, **how)
     else:
         records = _sum_strips(slot, kind, given, shares, scaling, results)
         plans = slot.reserve("plans", (given.rows, RECORD), np.uint8)
@@ -58,7 +66,8 @@ def score(slot, kind, given, shares, scaling, found, known):
     )
     largest = slot.reserve("largest", (strips, found.kept, ENTRY), np.uint8)
     arguments = given, shares, scaling, records, moments, largest, found.kept
-    _launch(slot, "strip_scores", kind, arguments, _groups(kind, given), shared=shared_bytes(kind, found.kept > 0))
+    shared = shared_bytes(kind, given.classes, found.kept > 0)
+    _launch(slot, "strip_scores", kind, arguments, _groups(kind, given), shared=shared)
     _launch_rows(slot, "finish_scores", kind, (given, scaling, records, moments, largest, found, known))
 
 
@@ -127,12 +136,35 @@ def _groups(kind, given):
     return -(-given.rows * given.strips // kind.rows)
 
 
+def _shared_out(machine, kind, given, staged):
+    """How many rows a group has, of how many blocks, and their shared memory."""
+    share = machine.layout.threads // (kind.threads * kind.rows)
+    at_once, most = machine.at_once * share, machine.layout.shared // share
+    each = _rows_of_group(kind, given.rows, given.classes, staged, at_once, most, _END // share)
+    return each, -(-given.rows // (kind.rows * each)), shared_bytes(kind, given.classes, staged, each)
+
+
+@functools.lru_cache(maxsize=4096)
+def _rows_of_group(kind, rows, classes, staged, at_once, most, end):
+    """A power of two, with which the blocks whose rows are summed together are whole: that which is over first, if a
+    block takes the time it reads in, and to end its rows as long as for ``end`` bytes.
+    """
+
+    def duration(each):
+        in_turn = -(-rows // (kind.rows * each * at_once))
+        return in_turn * (kind.rows * each * classes * FORMS[kind.form].itemsize + end)
+
+    choices = [1 << power for power in range(min(kind.threads, _MOST_ROWS).bit_length())]
+    room = [each for each in choices if each == 1 or shared_bytes(kind, classes, staged, each) <= most]
+    return min(room, key=duration)
+
+
 def _launch_rows(slot, name, kind, arguments, **how):
     """A kernel with a thread for a row."""
     _launch(slot, name, kind, arguments, -(-arguments[0].rows // (kind.threads * kind.rows)), **how)
 
 
 def _launch(slot, name, kind, arguments, blocks, shared=None, **how):
-    shared = shared_bytes(kind, False) if shared is None else shared
+    shared = shared_bytes(kind) if shared is None else shared
     if blocks:
         slot.machine.launch(slot.stream, name, kind, arguments, blocks, shared=shared, **how)

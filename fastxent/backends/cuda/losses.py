@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastxent.backends.cuda.sums import build_group
+from fastxent.backends.cuda.group import build_group
 from fastxent.state import IGNORED, LARGEST
 
 KERNELS = ("total_weight", "total_loss")

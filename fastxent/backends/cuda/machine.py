@@ -14,7 +14,7 @@ from fastxent.backends.cuda.layout import GPU
 from fastxent.backends.cuda.plans import flat
 
 _GRANULE = 1 << 16  # bytes: small pieces are seldom allocated anew
-_PLAIN_SHARED = 48 * 1024  # more has to be asked for
+_BLOCKS_EACH = 3  # that a multiprocessor holds, of most kernels
 _STREAMS_AT_ONCE = 8  # that may run kernels whose blocks wait for each other
 
 
@@ -94,7 +94,8 @@ class Machine:
             self._device.set_current()
         self.architecture = tuple(self._device.compute_capability)
         self.name = self._device.name
-        # blocks that wait for each other: a multiprocessor holds one at least
+        # blocks that are on the way at once, and those that may wait for each other: one a multiprocessor at least is
+        self.at_once = self._device.properties.multiprocessor_count * _BLOCKS_EACH
         self.together = self._device.properties.multiprocessor_count // _STREAMS_AT_ONCE
 
     def current(self):
@@ -247,18 +248,10 @@ class Machine:
 
         cubin = compiler.machine_code(compiler.Code(name, kind, written, entries, ends, self.architecture))
         kernel = ObjectCode.from_cubin(cubin).get_kernel(compiler.entry_of(cubin))
-        most = kernels_shared_bytes(kind)
-        if most > _PLAIN_SHARED:
-            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(driver.cuKernelSetAttribute(attribute, most, kernel.handle, self._device.device_id))
+        # more than 48 KB has to be asked for
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver.cuKernelSetAttribute(attribute, self.layout.shared, kernel.handle, self._device.device_id))
         return kernel
-
-
-def kernels_shared_bytes(kind):
-    """The most dynamic shared memory a kernel of this kind is launched with."""
-    from fastxent.backends.cuda.places import shared_bytes
-
-    return shared_bytes(kind, True)
 
 
 @functools.lru_cache(maxsize=4096)

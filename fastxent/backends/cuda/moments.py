@@ -74,7 +74,7 @@ def build_group_moments(ops, kind, group):
     form = ops.form(kind.form)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     terms = rowmath.build_terms(ops, real)
-    rescale, exp_parts, magic_zero, bias = terms.rescale, terms.exp_parts, real.magic, real.bias
+    rescale, exp_parts, floor_of, magic_zero = terms.rescale, terms.exp_parts, terms.floor_of, real.magic
     to_float64, to_real, sum_lanes, weighted = ops.to_float64, form.to_real, ops.sum_lanes, ops.weighted
     total_of, peak_of, function = group.total, group.peak, ops.function
 
@@ -99,7 +99,7 @@ def build_group_moments(ops, kind, group):
     def dominates(record, own, rate):
         """Whether a strip's largest logit has most of its sum, the target's ``own`` logit, no larger, with it."""
         base, exponent = to_real(record[0]), to_real(record[1])
-        magic, floor = magic_zero - exponent, (exponent - bias) / rate[0]
+        magic, floor = magic_zero - exponent, floor_of(exponent, rate)
         power, size = exp_parts(to_real(record[6]) - base, rate, magic, floor)
         of_target, size_of_target = exp_parts(to_real(own) - base, rate, magic, floor)
         whole = record[2] + to_float64(of_target * size_of_target)

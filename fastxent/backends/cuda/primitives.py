@@ -24,7 +24,7 @@ _WORD = ir.VectorType(INT32, 4)
 _INT16, _INT64, _HALF = ir.IntType(16), ir.IntType(64), ir.HalfType()
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 _SHARED = 3
-ALL_LANES = 0xFFFFFFFF
+_WARP, ALL_LANES = 32, 0xFFFFFFFF
 
 function = cuda.jit(device=True, forceinline=True)
 
@@ -42,13 +42,16 @@ def _block(typing):
 
 
 @function
-def _shuffle_xor(x, distance):
-    return cuda.shfl_xor_sync(ALL_LANES, x, distance)
+def _among(width):
+    """The lanes of a warp that are this thread's neighbours, ``width`` of them, a power of two."""
+    if width == _WARP:
+        return ALL_LANES
+    return ((1 << width) - 1) << (_thread() & (_WARP - width))
 
 
 @function
-def _first_of_warp(x):
-    return cuda.shfl_sync(ALL_LANES, x, 0)
+def _shuffle_xor(x, distance, width):
+    return cuda.shfl_xor_sync(_among(width), x, distance)
 
 
 @function
@@ -57,8 +60,19 @@ def _sync_block():
 
 
 @function
-def _sync_warp():
-    cuda.syncwarp()
+def _sync_warp(width):
+    cuda.syncwarp(_among(width))
+
+
+@intrinsic
+def _anew(typing, number):
+    """The same int32, as if a loop changed it: what is made of it there is not kept in registers all through it."""
+
+    def lower(context, builder, sig, args):
+        args = _cast(context, builder, sig, args, types.int32)
+        return assembly(builder, INT32, "mov.b32 $0, $1;", "=r,r", args, side_effect=True)
+
+    return types.int32(number), lower
 
 
 def _cast(context, builder, sig, args, *kinds):
@@ -336,9 +350,9 @@ OPS = SimpleNamespace(
     second_half=lanes.second_half,
     leading=_leading,
     thread=_thread,
+    anew=_anew,
     block=_block,
     shuffle_xor=_shuffle_xor,
-    first_of_warp=_first_of_warp,
     sync_block=_sync_block,
     sync_warp=_sync_warp,
     load_word=load_word,

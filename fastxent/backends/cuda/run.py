@@ -11,10 +11,9 @@ from fastxent.backends.cuda import launches
 from fastxent.backends.cuda.counts import Beside
 from fastxent.backends.cuda.elements import Elements
 from fastxent.backends.cuda.ends import Results
-from fastxent.backends.cuda.finish import RECORD
 from fastxent.backends.cuda.inputs import coefficients_of, kind_of, mass_of_others, scaling_of, shares_of
 from fastxent.backends.cuda.kernels import Written
-from fastxent.backends.cuda.places import Rows
+from fastxent.backends.cuda.places import RECORD, Rows
 from fastxent.backends.cuda.resident import DeviceRows, rows_of
 from fastxent.backends.cuda.scores import KNOWN, Found, Picked
 from fastxent.backends.cuda.stream import Slot, in_turn

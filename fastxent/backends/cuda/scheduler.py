@@ -20,7 +20,7 @@ class SimulationError(RuntimeError):
 
 
 class _Meeting:
-    """Threads that wait for each other: a block or a warp."""
+    """Threads that wait for each other: a block, a warp, or some of one."""
 
     def __init__(self, size):
         self.size, self.arrived = size, {}
@@ -30,15 +30,22 @@ class _Block:
     def __init__(self, number, threads, shared_bytes):
         self.number = number
         self.shared = np.full(shared_bytes, NONSENSE, np.uint8)
-        self.everyone = _Meeting(threads)
-        self.warps = [_Meeting(min(WARP, threads - start)) for start in range(0, threads, WARP)]
+        self.everyone, self.threads = _Meeting(threads), threads
+        self.neighbours: dict[tuple[int, int], _Meeting] = {}
+        self.ended: set[int] = set()
+
+    def around(self, index, width):
+        """Where a thread meets the ``width`` of its warp that it shuffles with."""
+        first = index // width * width
+        if first + width > self.threads or not self.ended.isdisjoint(range(first, first + width)):
+            raise SimulationError("a warp whose threads have not all come this far")
+        return self.neighbours.setdefault((first, width), _Meeting(width))
 
 
 class _Thread(threading.Thread):
     def __init__(self, launch, block, index, body):
         super().__init__(daemon=True)
         self.launch, self.block, self.index, self.body = launch, block, index, body
-        self.warp = block.warps[index // WARP]
         self.go = threading.Semaphore(0)
         self.failure, self.finished, self.found = None, False, None
 
@@ -119,9 +126,10 @@ class Launch:
         meeting.size -= 1
         if meeting.size and len(meeting.arrived) == meeting.size:
             self.release(meeting)
-        if thread.warp.arrived:
-            raise SimulationError("a thread has ended while its warp waits for it")
-        thread.warp.size -= 1
+        thread.block.ended.add(thread.index)
+        for (first, width), neighbours in thread.block.neighbours.items():
+            if neighbours.arrived and first <= thread.index < first + width:
+                raise SimulationError("a thread has ended while its warp waits for it")
         alive[thread.block] -= 1
         if not alive[thread.block]:
             del alive[thread.block]

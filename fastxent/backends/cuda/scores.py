@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent import rowmath
-from fastxent.backends.cuda.finish import RECORD, build_fold
+from fastxent.backends.cuda.finish import build_fold
+from fastxent.backends.cuda.group import build_group
 from fastxent.backends.cuda.largest import ENTRY, build_largest
 from fastxent.backends.cuda.moments import build_group_moments, build_moments
-from fastxent.backends.cuda.places import build_places
-from fastxent.backends.cuda.sums import build_group, build_sums
+from fastxent.backends.cuda.places import RECORD, build_notes, build_places
+from fastxent.backends.cuda.sums import build_sums
 from fastxent.backends.cuda.words import build_point
 from fastxent.state import IGNORED
 
@@ -58,7 +59,8 @@ def build(ops, kind):
     thread_sums, group_sums, rate_of, sums_again = (
         scored.thread_sums, scored.group_sums, scored.rate_of, plain.thread_sums
     )  # fmt: skip
-    stored, logit, put_record, put_seven = point.stored, point.logit, of_rows.put_record, of_rows.put_seven
+    notes = build_notes(ops.function, ops.load_float64, ops.store_float64)
+    stored, logit, put_record, put_seven = point.stored, point.logit, notes.put_record, notes.put_seven
     is_bad, place_of, strip_of, slots_of = of_rows.is_bad, of_rows.place_of, of_rows.strip_of, of_rows.slots_of
     row_rate, raise_flag, algebra = of_rows.row_rate, ops.raise_flag, rowmath.build_rows(ops)
     join, exp_split, power_of_two, nll_of = algebra.join, algebra.exp_split, algebra.power_of_two, algebra.nll
@@ -87,7 +89,7 @@ def build(ops, kind):
                 start = (number - i * rows.strips) * strip_size
                 size, (first, last), rate = strip_of(start, rows.classes), place_of(rows, i), rate_of(scaling)
                 gone = int32(target - start) if target >= start and target < start + size else int32(-1)
-                slots = slots_of(thread() // threads) if kept > 0 else -1
+                slots = slots_of(thread() // threads, 1, rows.classes) if kept > 0 else -1
                 of_thread, best = thread_sums(
                     t, i, first, last, start, size, gone, shares, scaling, slots, stored(first, last, target)
                 )

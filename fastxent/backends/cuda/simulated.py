@@ -21,7 +21,7 @@ from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.layout import SIMULATED
 from fastxent.backends.cuda.plans import Place
-from fastxent.backends.cuda.scheduler import NONSENSE, WARP, Launch, SimulationError
+from fastxent.backends.cuda.scheduler import NONSENSE, Launch, SimulationError
 from fastxent.rowmath import NumpyOps
 
 _EX2_UNITS = 2  # last places that the CUDA C++ programming guide allows exp2f, which is ex2.approx
@@ -32,6 +32,7 @@ class Machine:
 
     layout, name, architecture = SIMULATED, "simulated", (9, 0)
     together = 4  # blocks that wait for each other; so many are on the way
+    at_once = 1  # as far as anyone asks: then a group has several rows wherever there are any
 
     def __init__(self):
         self._memory = {}
@@ -265,19 +266,15 @@ shared_load_word, shared_store_word = _of_shared(np.int32, 4)
 shared_load_float64, shared_store_float64 = _of_shared(np.float64)
 
 
-def _meet_warp(value):
+def _meet_neighbours(width, value=None):
     me = _me()
-    if me.warp.size % WARP:
-        raise SimulationError("a warp whose threads have not all come this far")
-    return me.meet(me.warp, value)
+    return me.meet(me.block.around(me.index, width), value)
 
 
-def _shuffle_xor(x, distance):
-    return _meet_warp(x)[_me().index ^ int(distance)]
-
-
-def _first_of_warp(x):
-    return _meet_warp(x)[_me().index // WARP * WARP]
+def _shuffle_xor(x, distance, width):
+    if not 0 < distance < width:
+        raise SimulationError(f"a shuffle over {distance} lanes among {width}")
+    return _meet_neighbours(width, x)[_me().index ^ int(distance)]
 
 
 def _sync_block():
@@ -406,10 +403,10 @@ OPS = SimpleNamespace(
     leading=lambda x, like: x[: len(like)],
     thread=lambda: _me().index,
     block=lambda: _me().block.number,
+    anew=int,
     shuffle_xor=_shuffle_xor,
-    first_of_warp=_first_of_warp,
     sync_block=_sync_block,
-    sync_warp=lambda: _meet_warp(None),
+    sync_warp=_meet_neighbours,
     load_word=load_word,
     store_word=store_word,
     shared_load_word=shared_load_word,

@@ -19,79 +19,12 @@ from types import SimpleNamespace
 import numpy as np
 
 from fastxent import rowmath
-from fastxent.backends.cuda.words import build_along, build_loads, build_shares
+from fastxent.backends.cuda.fours import AHEAD, build_fetch, build_hide
+from fastxent.backends.cuda.group import build_group
+from fastxent.backends.cuda.words import build_along, build_shares
 
 # sums of differences are kept so much smaller, exactly: finite masks such as -3e38 would overflow float32
 _SCALE = 2.0**-24
-AHEAD = 4  # words a thread has on the way
-
-
-def build_group(ops, threads):
-    """What the threads of a row tell each other: a warp by shuffles, a block by shared memory, in a fixed order.
-
-    ``slot`` numbers the meetings of a block; each has its own place in the first bytes of shared memory.
-    """
-    shuffle_xor, first_of_warp, thread = ops.shuffle_xor, ops.first_of_warp, ops.thread
-    put, get = ops.shared_store_float64, ops.shared_load_float64
-    sync_block, sync_warp = ops.sync_block, ops.sync_warp
-    function, larger = ops.function, ops.larger
-    warps = threads // 32
-
-    @function
-    def add(x, y):
-        return x + y
-
-    def in_warp(combine):
-        @function
-        def joined(x):
-            for step in range(5):
-                x = combine(x, shuffle_xor(x, 16 >> step))
-            return x
-
-        return joined
-
-    def in_group(combine):
-        of_warp = in_warp(combine)
-        if warps <= 1:
-            return function(lambda x, slot: of_warp(x))
-
-        @function
-        def joined(x, slot):
-            x = of_warp(x)
-            t = thread()
-            if t & 31 == 0:
-                put((slot * warps + (t >> 5)) * 8, x)
-            sync_block()
-            x = get(slot * warps * 8)
-            for warp in range(1, warps):
-                x = combine(x, get((slot * warps + warp) * 8))
-            return x
-
-        return joined
-
-    @function
-    def announced_in_warp(slot, a, b, c, d, e, f):
-        sync_warp()
-        return (
-            first_of_warp(a), first_of_warp(b), first_of_warp(c),
-            first_of_warp(d), first_of_warp(e), first_of_warp(f),
-        )  # fmt: skip
-
-    @function
-    def announced_in_block(slot, a, b, c, d, e, f):
-        at = slot * warps * 8
-        if thread() == 0:
-            put(at, a)
-            put(at + 8, b)
-            put(at + 16, c)
-            put(at + 24, d)
-            put(at + 32, e)
-            put(at + 40, f)
-        sync_block()
-        return get(at), get(at + 8), get(at + 16), get(at + 24), get(at + 32), get(at + 40)
-
-    announced = announced_in_warp if warps <= 1 else announced_in_block
-    return SimpleNamespace(total=in_group(add), peak=in_group(larger), announced=announced)
 
 
 def build_no_moments(ops):
@@ -127,17 +60,17 @@ def build_sums(ops, kind, moments=None):
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     terms, share_of = rowmath.build_terms(ops, real), build_shares(ops, kind)
     exp_parts, follow, rescale, tanh_parts = terms.exp_parts, terms.follow, terms.rescale, terms.tanh_parts
+    floor_of = terms.floor_of
     fma, where, larger, weighted = ops.fma, ops.where, ops.larger, ops.weighted
     numbered, peak_of_lanes, sum_lanes, to_float64 = ops.numbered, ops.peak_of_lanes, ops.sum_lanes, ops.to_float64
-    load, decode, lanes_of, to_real = build_loads(ops, form), form.decode, form.lanes_of, form.to_real
+    decode, lanes_of, to_real = form.decode, form.lanes_of, form.to_real
     from_bits = form.from_bits
     first_half, second_half, less_the_base = ops.first_half, ops.second_half, ops.less_the_base
     no_lanes = ops.form(np.dtype(form.real).name).lanes_of
     function, int32, int64, group = ops.function, ops.int32, ops.int64, build_group(ops, kind.threads)
     group_peak, group_total = group.peak, group.total
-    stage = ops.shared_store_word
     zero, nothing, start_exponent = real.type(0), real.type(-np.inf), real.type(rowmath.NO_EXPONENT)
-    scale, minus_scale, magic_zero, bias = real.type(_SCALE), real.type(-_SCALE), real.magic, real.bias
+    scale, minus_scale, magic_zero = real.type(_SCALE), real.type(-_SCALE), real.magic
     count, itemsize, threads = form.count, form.itemsize, kind.threads
     capped, largest, spread, even = kind.capped, kind.largest, kind.spread != "none", kind.spread == "even"
     one, all_of_word, of_lane = real.type(1), real.type(count), real.type(max(1 / 4, 1 / count))
@@ -148,7 +81,10 @@ def build_sums(ops, kind, moments=None):
     late = moments is None and not (largest or spread)
     plain = late and not capped and form.highest is not None
     lift, limit = real.type(rowmath.LIFT), real.limit
-    highest_of_four, load_word = form.highest, ops.load_word
+    highest_of_four, fetch = form.highest, build_fetch(ops, kind)
+    whole, some, keep_whole, keep_some = fetch.whole, fetch.some, fetch.keep_whole, fetch.keep_some
+    anew = ops.anew
+    hidden = build_hide(ops, kind)
     begin, lifted_moments, plus_moments, noted, flushed = (
         watch.begin,
         watch.lifted,
@@ -190,8 +126,8 @@ def build_sums(ops, kind, moments=None):
     plus_exp = {2: plus_four, 4: plus_four, 8: plus_eight, 16: plus_sixteen}[count]
 
     @function
-    def raise_reference(x, first, highest, sums, best, rate):
-        """A thread's sums when a word has a logit above their bound: the reference follows."""
+    def follow_highest(highest, sums, rate):
+        """A thread's sums under the reference of a logit above their bound."""
         lanes, total, low, base, magic, _, top, gaps, masses, seen, _ = sums
         base, _, magic, floor, factor = follow(base, magic_zero - magic, highest, rate)
         seen = lifted_moments(seen, lanes, total, top, highest, factor)
@@ -199,18 +135,27 @@ def build_sums(ops, kind, moments=None):
         if spread:
             # a whole power of two of it in each lane
             gaps = gaps + no_lanes(lifted(masses, top, highest) * of_lane)
-        index, others = best
-        if largest:
-            power, size = exp_parts(top - base, rate, magic, floor)
-            total, low = add_exactly(total, low, power * size)
-            place = first_equal(x, highest)
-            x = where(numbered(x) == place, nothing, x)
-            others = larger(larger(others, top), peak_of_lanes(x))
-            index = int32(first + place)
         bound = highest
         if late and base == zero:  # and stays so up to the limit
-            bound = min(highest + lift / rate[0], limit / rate[0])
-        return x, (lanes, total, low, base, magic, floor, highest, gaps, masses, seen, bound), (index, others)
+            octave = one / rate[0]
+            bound = min(highest + lift * octave, limit * octave)
+        return lanes, total, low, base, magic, floor, highest, gaps, masses, seen, bound
+
+    @function
+    def raise_reference(x, first, highest, sums, best, rate):
+        """The same where that logit is one of a word, which it leaves if the largest is left out."""
+        before, (index, others) = sums[6], best
+        sums = follow_highest(highest, sums, rate)
+        if largest:
+            lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
+            power, size = exp_parts(before - base, rate, magic, floor)
+            total, low = add_exactly(total, low, power * size)
+            sums = lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound
+            place = first_equal(x, highest)
+            x = where(numbered(x) == place, nothing, x)
+            others = larger(larger(others, before), peak_of_lanes(x))
+            index = int32(first + place)
+        return x, sums, (index, others)
 
     @function
     def less_the_reference(x, first, highest, sums, best, rate):
@@ -271,27 +216,15 @@ def build_sums(ops, kind, moments=None):
 
     @function
     def take_last(word, j, row, start, classes, gone, shares, cap, sums, best, rate):
-        """The same of a word that may reach beyond the row."""
+        """The same of a word that may reach beyond the strip, or lie there."""
         first, x, every = int32(j * count), decode(word), lanes_of(zero)
         if spread:
             every = share_of(shares, row, start + first, start + classes)
-        left = min(int32(classes - first), int32(count))
+        left = max(int32(0), min(int32(classes - first), int32(count)))
         inside = numbered(x) < left
         stored, every = where(inside, x, nothing), where(inside, every, zero)
         x = where(inside, in_units(x, cap), nothing)
         return absorb(x, stored, first, gone, every, to_real(left), sums, best, rate)
-
-    @function
-    def load_four(at, misplaced, first, last):
-        if misplaced == 0:
-            return (
-                load_word(at), load_word(at + threads * 16),
-                load_word(at + 2 * threads * 16), load_word(at + 3 * threads * 16),
-            )  # fmt: skip
-        return (
-            load(at, misplaced, first, last), load(at + threads * 16, misplaced, first, last),
-            load(at + 2 * threads * 16, misplaced, first, last), load(at + 3 * threads * 16, misplaced, first, last),
-        )  # fmt: skip
 
     @function
     def word_of(t, gone):
@@ -300,69 +233,111 @@ def build_sums(ops, kind, moments=None):
         return word if gone >= 0 and (word - t) % threads == 0 else int32(-1)
 
     @function
-    def is_calm(a, b, c, d, gone, sums):
-        """Whether four words want nothing but to be added, and their largest logit; the class that has gone is in the
-        word that is ``gone`` ahead.
-        """
-        if plain:
-            highest = highest_of_four(a, b, c, d)
-            here = gone >= 0 and gone < AHEAD * threads
-            return highest <= bound_of(sums) and sums[3] == zero and not here, highest
-        return False, zero
+    def keeps_the_base(highest, base, rate):
+        """Whether the reference of a logit has base 0, as the one before."""
+        return base == zero and highest * rate[0] < limit and highest * rate[0] > zero - limit
 
     @function
-    def take_calmly(a, b, c, d, highest, sums, rate):
+    def plus_four_words(lanes, seen, four, left, rate, magic, floor):
+        """The words of a strip, ``left`` of them, that are a thread's next four."""
+        lanes, seen = plus_exp(lanes, seen, decode(four[0]), floor, rate, magic, floor)
+        if left > threads:
+            lanes, seen = plus_exp(lanes, seen, decode(four[1]), floor, rate, magic, floor)
+        if left > 2 * threads:
+            lanes, seen = plus_exp(lanes, seen, decode(four[2]), floor, rate, magic, floor)
+        if left > 3 * threads:
+            lanes, seen = plus_exp(lanes, seen, decode(four[3]), floor, rate, magic, floor)
+        return lanes, seen
+
+    @function
+    def made_ready(four, is_whole, sums, rate):
+        """For four words that want nothing but to be added, whether they are, their largest logit, and the sums, whose
+        reference is that of it. Not where the class that has gone is among them, unless ``is_whole`` without it.
+        """
+        if plain:
+            highest, is_calm = highest_of_four(four[0], four[1], four[2], four[3]), is_whole and sums[3] == zero
+            if is_calm and not highest <= bound_of(sums):
+                is_calm = keeps_the_base(highest, sums[3], rate)
+                if is_calm:
+                    sums = follow_highest(highest, sums, rate)
+            return is_calm, highest, sums
+        return False, zero, sums
+
+    @function
+    def take_calmly(four, left, highest, sums, rate):
         lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
-        lanes, seen = plus_exp(lanes, seen, decode(a), floor, rate, magic, floor)
-        lanes, seen = plus_exp(lanes, seen, decode(b), floor, rate, magic, floor)
-        lanes, seen = plus_exp(lanes, seen, decode(c), floor, rate, magic, floor)
-        lanes, seen = plus_exp(lanes, seen, decode(d), floor, rate, magic, floor)
+        lanes, seen = plus_four_words(lanes, seen, four, left, rate, magic, floor)
         return lanes, total, low, base, magic, floor, larger(top, highest), gaps, masses, seen, bound
+
+    @function
+    def take_whole(four, ahead, j, row, start, classes, gone, shares, cap, sums, best, rate):
+        """Four words within the strip, from word ``j`` on; the class that has gone is in the word so far ``ahead``."""
+        is_calm, highest, sums = made_ready(four, not (ahead >= 0 and ahead < AHEAD * threads), sums, rate)
+        if is_calm:
+            sums = take_calmly(four, int32(AHEAD * threads), highest, sums, rate)
+        else:
+            sums, best = take(four[0], j, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take(four[1], j + threads, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take(four[2], j + 2 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take(four[3], j + 3 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
+        return flush(sums), best
+
+    @function
+    def take_each(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate):
+        """The last four words of the strip one by one, of which ``left`` are left to the group."""
+        sums, best = take_last(four[0], j, row, start, classes, gone, shares, cap, sums, best, rate)
+        if left > threads:
+            j = int32(j + threads)
+            sums, best = take_last(four[1], j, row, start, classes, gone, shares, cap, sums, best, rate)
+        if left > 2 * threads:
+            j = int32(j + threads)
+            sums, best = take_last(four[2], j, row, start, classes, gone, shares, cap, sums, best, rate)
+        if left > 3 * threads:
+            j = int32(j + threads)
+            sums, best = take_last(four[3], j, row, start, classes, gone, shares, cap, sums, best, rate)
+        return flush(sums), best
+
+    @function
+    def take_some(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate):
+        is_calm, highest, sums = made_ready(four, True, sums, rate)
+        if is_calm:
+            return flush(take_calmly(four, left, highest, sums, rate)), best
+        return take_each(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate)
+
+    @function
+    def empty_sums(own, rate):
+        magic, floor = magic_zero - start_exponent, floor_of(start_exponent, rate)
+        none = no_lanes(zero)
+        return none, zero, zero, zero, magic, floor, nothing, none, zero, begin(own), nothing
 
     @function
     def thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots, own):
         """Of a strip from class ``start`` on with ``classes`` classes, without class ``gone`` of it.
 
         The row lies from ``first`` to ``last`` in memory. Its words are left in shared memory from ``slots`` on unless
-        that is negative. ``own`` is the target's logit as it is stored, for `moments`.
+        that is -1. ``own`` is the target's logit as it is stored, for `moments`.
         """
         rate, cap = rate_of(scaling), from_bits(scaling.cap)
-        none = no_lanes(zero)
-        floor, magic = (start_exponent - bias) / rate[0], magic_zero - start_exponent
-        sums = (no_lanes(zero), zero, zero, zero, magic, floor, nothing, none, zero, begin(own), nothing)
-        best = int32(classes), nothing
-        place, whole = first + start * itemsize, classes // count
-        misplaced = int32(place & 15)
-        j, at, gone_word = int32(t), place + int64(t) * 16, word_of(t, gone)
-        while j < whole - (AHEAD - 1) * threads:
-            a, b, c, d = load_four(at, misplaced, first, last)
-            if slots >= 0:
-                stage(slots + j * 16, a)
-                stage(slots + (j + threads) * 16, b)
-                stage(slots + (j + 2 * threads) * 16, c)
-                stage(slots + (j + 3 * threads) * 16, d)
-            calm, highest = is_calm(a, b, c, d, int32(gone_word - j), sums)
-            if calm:
-                sums = take_calmly(a, b, c, d, highest, sums, rate)
-            else:
-                sums, best = take(a, j, row, start, classes, gone, shares, cap, sums, best, rate)
-                sums, best = take(b, j + threads, row, start, classes, gone, shares, cap, sums, best, rate)
-                sums, best = take(c, j + 2 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
-                sums, best = take(d, j + 3 * threads, row, start, classes, gone, shares, cap, sums, best, rate)
-            sums = flush(sums)
-            j, at = int32(j + AHEAD * threads), at + AHEAD * threads * 16
-        while j < whole:  # three at most
-            word = load(at, misplaced, first, last)
-            if slots >= 0:
-                stage(slots + j * 16, word)
-            sums, best = take(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
-            j, at = int32(j + threads), at + threads * 16
-        if j * count < classes:
-            word = load(at, misplaced, first, last)
-            if slots >= 0:
-                stage(slots + j * 16, word)
-            sums, best = take_last(word, j, row, start, classes, gone, shares, cap, sums, best, rate)
-        return flush(sums), best
+        sums, best = empty_sums(own, rate), (int32(classes), nothing)
+        place, last_word = first + start * itemsize, int32((classes - 1) // count)
+        misplaced, gone_word = int32(place & 15), word_of(t, gone)
+        j, left = int32(t), int32(classes // count)
+        while left >= AHEAD * threads:
+            four = whole(place + int64(j) * 16, misplaced, first, last)
+            ahead = int32(gone_word - j)
+            sums, best = take_whole(four, ahead, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            if slots != -1:
+                keep_whole(int32(slots + j * 16), four)
+            j, left = int32(j + AHEAD * threads), int32(left - AHEAD * threads)
+        left = int32(last_word + 1 + t - j)
+        if left > 0:
+            four = some(place, j, last_word, misplaced, first, last)
+            if slots != -1:
+                keep_some(slots, j, last_word, four)
+            if plain:
+                four = hidden(four, j, classes, gone, gone_word)
+            sums, best = take_some(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate)
+        return sums, best
 
     @function
     def group_sums(sums, best, start, rate):
@@ -393,4 +368,71 @@ def build_sums(ops, kind, moments=None):
             gap = group_total(own, 5) / _SCALE
         return to_float64(new_base), to_float64(new_exponent), whole, peak, gap, mass, highest, winner
 
-    return SimpleNamespace(thread_sums=thread_sums, group_sums=group_sums, rate_of=rate_of)
+    @function
+    def record_of(t, row, first, last, start, classes, gone, shares, scaling, slots):
+        """`group_sums` of a strip."""
+        found, best = thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots, 0)
+        return group_sums(found, best, start, rate_of(scaling))
+
+    @function
+    def fetched(first, j, last_word, misplaced, last, classes, gone, gone_word, slots):
+        four = some(first, j, last_word, misplaced, first, last)
+        if slots != -1:
+            keep_some(slots, j, last_word, four)
+        return hidden(four, j, classes, gone, gone_word)
+
+    @function
+    def record_of_four(t, row, first, last, classes, gone, shares, scaling, slots):
+        rate, cap, words = rate_of(scaling), from_bits(scaling.cap), int32((classes - 1) // count + 1)
+        j, misplaced, gone_word = anew(t), int32(first & 15), word_of(t, gone)
+        four = fetched(first, j, int32(words - 1), misplaced, last, classes, gone, gone_word, slots)
+        peak = group_peak(highest_of_four(four[0], four[1], four[2], four[3]), 0)
+        highest, start = to_real(peak), int64(0)
+        if not keeps_the_base(highest, zero, rate):
+            sums, best = empty_sums(0, rate), (int32(classes), nothing)
+            sums, best = take_each(four, words, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            return group_sums(sums, best, start, rate)
+        _, exponent, magic, floor, _ = follow(zero, start_exponent, highest, rate)
+        lanes, _ = plus_four_words(no_lanes(zero), 0, four, words, rate, magic, floor)
+        return 0.0, to_float64(exponent), group_total(to_float64(sum_lanes(lanes)), 3), peak, 0.0, 0.0, peak, 0.0
+
+    @function
+    def record_of_eight(t, row, first, last, classes, gone, shares, scaling, slots):
+        rate, cap, words = rate_of(scaling), from_bits(scaling.cap), int32((classes - 1) // count + 1)
+        j, misplaced, gone_word = anew(t), int32(first & 15), word_of(t, gone)
+        near = fetched(first, j, int32(words - 1), misplaced, last, classes, gone, gone_word, slots)
+        j, left = int32(j + AHEAD * threads), int32(words - AHEAD * threads)
+        far = fetched(first, j, int32(words - 1), misplaced, last, classes, gone, gone_word, slots)
+        own = larger(
+            highest_of_four(near[0], near[1], near[2], near[3]), highest_of_four(far[0], far[1], far[2], far[3])
+        )  # fmt: skip
+        peak = group_peak(own, 0)
+        highest, start = to_real(peak), int64(0)
+        if not keeps_the_base(highest, zero, rate):
+            sums, best = empty_sums(0, rate), (int32(classes), nothing)
+            sums, best = take_each(near, words, int32(t), row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take_each(far, left, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            return group_sums(sums, best, start, rate)
+        _, exponent, magic, floor, _ = follow(zero, start_exponent, highest, rate)
+        lanes, _ = plus_four_words(no_lanes(zero), 0, near, words, rate, magic, floor)
+        total = sum_lanes(lanes)
+        lanes, _ = plus_four_words(no_lanes(zero), 0, far, left, rate, magic, floor)
+        total, low = add_exactly(total, zero, sum_lanes(lanes))
+        whole_row = group_total(to_float64(total) + to_float64(low), 3)
+        return 0.0, to_float64(exponent), whole_row, peak, 0.0, 0.0, peak, 0.0
+
+    @function
+    def record_in_hand(t, row, first, last, start, classes, gone, shares, scaling, slots):
+        """The same to the last bit of a row whose words are all in registers: its largest logit is known before the
+        first is added, so all threads have one reference.
+        """
+        if classes <= AHEAD * threads * count:
+            return record_of_four(t, row, first, last, classes, gone, shares, scaling, slots)
+        return record_of_eight(t, row, first, last, classes, gone, shares, scaling, slots)
+
+    # a row that is not cut, in no more words than `record_of_eight` takes
+    in_hand = plain and kind.rows > 1 and kind.strip <= 2 * AHEAD * threads * count
+    return SimpleNamespace(
+        thread_sums=thread_sums, group_sums=group_sums, rate_of=rate_of,
+        record_of=record_in_hand if in_hand else record_of,
+    )  # fmt: skip

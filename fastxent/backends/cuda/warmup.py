@@ -18,12 +18,16 @@ from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.layout import GPU
 from fastxent.backends.cuda.run import runner
 
-_FEW, _MANY = 16, 1 << 16  # classes of a warp's row and of a block's
+_FEW, _SOME, _MORE, _MANY = 16, 1 << 11, 1 << 13, 1 << 18  # bytes of rows of 8, 32, 64 and 256 threads
+_LENGTHS = _FEW, _SOME, _MORE, _MANY
 _SPREADS = ["none", "even", "weights", "probabilities"]
-_OF_SUMS = ("statistics", _FEW), ("statistics", _MANY), ("strip_sums", _MANY), ("finish_statistics", _MANY)
+_OF_SUMS = (
+    *(("statistics", size) for size in _LENGTHS),
+    *(("strip_sums", _MANY), ("finish_statistics", _MANY)),
+)
 _OF_ENTRIES = (
-    *(("gradient", _FEW), ("gradient", _MANY), ("shared_gradient", _MANY)),
-    *(("finish_gradient", _MANY), ("strip_entries", _MANY)),
+    *(("gradient", size) for size in _LENGTHS),
+    *(("shared_gradient", _MANY), ("finish_gradient", _MANY), ("strip_entries", _MANY)),
 )
 
 
@@ -44,27 +48,27 @@ def _codes(form, architecture, every_option):
         flags, spreads, written = [False, True], _SPREADS, list(dict.fromkeys((default, own)))
 
     def code(
-        name, classes, capped=False, spread="none", largest=False, written=None, entries="gradient", ends="verb",
-        of=form,
+        name, size, capped=False, spread="none", largest=False, written=None, entries="gradient", ends="verb", of=form
     ):  # fmt: skip
-        return compiler.Code(name, GPU.kind(of, classes, capped, spread, largest), written, entries, ends, architecture)
+        kind = GPU.kind(of, size // FORMS[of].itemsize, capped, spread, largest)
+        return compiler.Code(name, kind, written, entries, ends, architecture)
 
     for ends, capped, spread, largest in itertools.product(("verb", "loss"), flags, spreads, (False, True)):
         if not _are_asked_for(ends, capped, spread, largest):
             continue
         rows = capped, spread, largest
-        for name, classes in _OF_SUMS:
-            yield code(name, classes, *rows, ends=ends)
+        for name, size in _OF_SUMS:
+            yield code(name, size, *rows, ends=ends)
         for entries, dtype in itertools.product(("gradient", "log_softmax"), written):
             if entries == "gradient" or rows == (False, "none", True):
-                for name, classes in _OF_ENTRIES:
-                    yield code(name, classes, *rows, written=dtype, entries=entries, ends=ends)
-    for classes in (_FEW, _MANY):
-        yield code("settle_lse", classes, largest=True)
+                for name, size in _OF_ENTRIES:
+                    yield code(name, size, *rows, written=dtype, entries=entries, ends=ends)
+    for size in _LENGTHS:
+        yield code("settle_lse", size, largest=True)
         for name in ("strip_counts", "strip_divergences"):
-            yield code(name, classes)
+            yield code(name, size)
         for name, capped in itertools.product(("strip_scores", "finish_scores", "log_probs"), flags):
-            yield code(name, classes, capped)
+            yield code(name, size, capped)
     for capped, spread in itertools.product(flags, spreads):
         if spread != "probabilities":
             yield code("finish_state", _MANY, capped, spread)

@@ -16,13 +16,14 @@ def build_write(ops, kind, written, staged, entries):
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     terms, share_of = rowmath.build_terms(ops, real), build_shares(ops, kind)
     exp_parts, tanh_parts, less_the_base = terms.exp_parts, terms.tanh_parts, ops.less_the_base
-    exp_of_fraction, shifted_onto, flushed_product = terms.exp_of_fraction, ops.shifted_onto, ops.flushed_product
+    exp_of_fraction, floor_of = terms.exp_of_fraction, terms.floor_of
+    shifted_onto, flushed_product = ops.shifted_onto, ops.flushed_product
     fma, where, numbered, leading, bits = ops.fma, ops.where, ops.numbered, ops.leading, ops.bits
     load, staged_word, realigned = build_loads(ops, form), ops.shared_load_word, form.realigned
     store_word, store_some, encode, decode = ops.store_word, out.store_some, out.encode, form.decode
     lanes_of, to_real, from_bits, function = out.lanes_of, form.to_real, form.from_bits, ops.function
     int32, int64 = ops.int32, ops.int64
-    zero, one, magic_zero, bias, places = real.type(0), real.type(1), real.magic, real.bias, real.shift
+    zero, one, magic_zero, places = real.type(0), real.type(1), real.magic, real.shift
     itemsize, out_size, count, threads = form.itemsize, out.itemsize, out.count, kind.threads
     capped, spread = kind.capped, kind.spread != "none"
     foldable = entries == "gradient" and real.type is np.float32
@@ -68,7 +69,7 @@ def build_write(ops, kind, written, staged, entries):
         if capped:
             x, slope = tanh_parts(x * cap)
         exponent, low = scale
-        power, n = exp_of_fraction(x, rate, magic_zero - exponent, (exponent - bias) / rate[0])
+        power, n = exp_of_fraction(x, rate, magic_zero - exponent, floor_of(exponent, rate))
         value = flushed_product(power, shifted_onto(n, places, low))
         return with_shares(value, x, i, k, classes, shares, plan[3]) * slope
 
@@ -80,7 +81,7 @@ def build_write(ops, kind, written, staged, entries):
             x, slope = tanh_parts(x * cap)
         if base != zero:
             x = less_the_base(x, base)
-        power, size = exp_parts(x, rate, magic_zero - exponent, (exponent - bias) / rate[0])
+        power, size = exp_parts(x, rate, magic_zero - exponent, floor_of(exponent, rate))
         return with_shares(power * size * factor, x, i, k, classes, shares, shift) * slope
 
     @function

@@ -1,0 +1,99 @@
+"""Four words of a strip at a time: fetched together, looked at together, added together.
+
+A thread's four are ``threads`` words apart. Where the strip ends among them its last word is fetched in place of those
+that are not there, and all its numbers are made -inf: the threads of a warp stay together to the end of a row.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from fastxent.backends.cuda.words import build_loads
+
+AHEAD = 4  # words a thread has on the way
+
+
+def build_fetch(ops, kind):
+    """``whole`` and ``some`` fetch a thread's four words of a strip; ``keep_whole`` and ``keep_some`` leave them in
+    shared memory.
+    """
+    form, threads = ops.form(kind.form), kind.threads
+    load, load_word, stage = build_loads(ops, form), ops.load_word, ops.shared_store_word
+    function, int32, int64 = ops.function, ops.int32, ops.int64
+
+    @function
+    def whole(at, misplaced, first, last):
+        """Words of the row from address ``at`` on."""
+        if misplaced == 0:
+            return (
+                load_word(at), load_word(at + threads * 16),
+                load_word(at + 2 * threads * 16), load_word(at + 3 * threads * 16),
+            )  # fmt: skip
+        return (
+            load(at, misplaced, first, last), load(at + threads * 16, misplaced, first, last),
+            load(at + 2 * threads * 16, misplaced, first, last), load(at + 3 * threads * 16, misplaced, first, last),
+        )  # fmt: skip
+
+    @function
+    def there(j, last_word):
+        return min(int32(j), int32(last_word))
+
+    @function
+    def some(place, j, last_word, misplaced, first, last):
+        """Words ``j``, ``j`` + threads ... of the strip that begins at ``place``, up to its last."""
+        a, b = place + int64(there(j, last_word)) * 16, place + int64(there(j + threads, last_word)) * 16
+        c, d = (
+            place + int64(there(j + 2 * threads, last_word)) * 16, place + int64(there(j + 3 * threads, last_word)) * 16
+        )  # fmt: skip
+        if misplaced == 0:
+            return load_word(a), load_word(b), load_word(c), load_word(d)
+        return (
+            load(a, misplaced, first, last), load(b, misplaced, first, last),
+            load(c, misplaced, first, last), load(d, misplaced, first, last),
+        )  # fmt: skip
+
+    @function
+    def keep_whole(at, four):
+        stage(at, four[0])
+        stage(at + threads * 16, four[1])
+        stage(at + 2 * threads * 16, four[2])
+        stage(at + 3 * threads * 16, four[3])
+
+    @function
+    def keep_some(slots, j, last_word, four):
+        stage(slots + there(j, last_word) * 16, four[0])
+        stage(slots + there(j + threads, last_word) * 16, four[1])
+        stage(slots + there(j + 2 * threads, last_word) * 16, four[2])
+        stage(slots + there(j + 3 * threads, last_word) * 16, four[3])
+
+    return SimpleNamespace(whole=whole, some=some, keep_whole=keep_whole, keep_some=keep_some)
+
+
+def build_hide(ops, kind):
+    """``hidden`` four words: without the class that has gone, and what lies beyond the end."""
+    form, threads, count = ops.form(kind.form), kind.threads, ops.form(kind.form).count
+    decode, encode, numbered, where = form.decode, form.encode, ops.numbered, ops.where
+    function, int32, nothing = ops.function, ops.int32, form.real(-np.inf)
+
+    @function
+    def hidden_word(word, j, classes, gone):
+        place, left = int32(gone - j * count), int32(classes - j * count)
+        if left < count or (place >= 0 and place < count):
+            x = decode(word)
+            x = where(numbered(x) < left, x, nothing)
+            word = encode(where(numbered(x) == place, nothing, x))
+        return word
+
+    @function
+    def hidden(four, j, classes, gone, gone_word):
+        """Words ``j``, ``j`` + threads ...; ``gone_word`` is that of class ``gone`` if this thread has it, else -1."""
+        ahead = int32(gone_word - j)
+        if (j + 3 * threads + 1) * count > classes or (ahead >= 0 and ahead < AHEAD * threads):
+            four = (
+                hidden_word(four[0], j, classes, gone), hidden_word(four[1], int32(j + threads), classes, gone),
+                hidden_word(four[2], int32(j + 2 * threads), classes, gone),
+                hidden_word(four[3], int32(j + 3 * threads), classes, gone),
+            )  # fmt: skip
+        return four
+
+    return hidden
