@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -345,20 +346,27 @@ def demo():
 )
 @click.option("--backend", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--every-option", is_flag=True, help="cuda: for every option too, kind of target and dtype of gradients.")
+@click.option("--suite", is_flag=True, help="cuda: those that fastxent compare --suite gpu asks for.")
 @click.option("--architecture", type=Capability(), help="cuda: for this compute capability; no GPU has to be there.")
-def warmup(dtypes, backend, every_option, architecture):
+def warmup(dtypes, backend, every_option, suite, architecture):
     """Compile kernels now, so that no later call waits; kept where `fastxent info` says.
 
     For the backend cpu these are all there are. Those of cuda are for the GPU at hand, and by default for calls without
-    options.
+    options. --suite first finds out which they are, in half a minute.
     """
     from importlib import import_module
 
-    of_cuda = {"every_option": every_option, "architecture": architecture} if backend == "cuda" else {}
-    if not of_cuda and (every_option or architecture):
-        raise click.UsageError("--every-option and --architecture are for --backend cuda")
+    if backend != "cuda" and (every_option or suite or architecture):
+        raise click.UsageError("--every-option, --suite and --architecture are for --backend cuda")
+    if every_option and suite:
+        raise click.UsageError("--every-option and --suite exclude each other")
     if architecture is None and (reason := backends.why_unavailable(backend)) is not None:
         raise runs.RunError(reason)
+    of_cuda: dict[str, Any] = {}
+    if backend == "cuda":
+        of_cuda = {"every_option": every_option, "architecture": architecture}
+    if suite:
+        of_cuda["chosen"] = import_module("fastxent.bench.gpu_kernels").asked
     compile_all = import_module(f"fastxent.backends.{backend}.warmup").compile_all
 
     total = compiled = 0

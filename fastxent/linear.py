@@ -129,7 +129,7 @@ def linear_cross_entropy_with_grad(
     ----------
     hidden, linear_weight, targets, linear_bias, check, backend, **options
         As for `linear_cross_entropy`.
-    grad_output : float, or array of shape (...) for reduction "none"; on a device 1.0, or an array there
+    grad_output : float, or array of shape (...) for reduction "none"; on a device a float, or an array there
         The upstream gradient of the returned loss.
     out : tuple of three arrays or None, optional
         Where the gradients go: C-contiguous, of their inputs' shapes, of their dtypes or float32 or float64, and apart

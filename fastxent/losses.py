@@ -151,7 +151,7 @@ def cross_entropy_with_grad(
     ----------
     logits, targets, check, backend, **options
         As for `cross_entropy`.
-    grad_output : float, or array of shape (...) for reduction "none"; on a device 1.0, or an array there
+    grad_output : float, or array of shape (...) for reduction "none"; on a device a float, or an array there
         The upstream gradient of the returned loss; it scales before the result is rounded.
     out : ndarray, optional
         Where the gradient goes: of the logits' shape, their dtype or float32 or float64; ``logits`` itself for a

@@ -118,6 +118,19 @@ def test_batches_of_rows_return_lse_and_the_gradient_in_place():
     np.testing.assert_allclose(given[0].numpy(), want[-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_an_upstream_gradient_that_is_a_number(reduction):
+    """A loss scale, say: it scales before a half gradient is rounded, and a call by plan takes another."""
+    logits, targets, _ = Case(5, 45, "wide", "float16").build()
+    given = Array(logits), Array(targets)
+    for number in (2**10, 0.25, np.float64(3.0)):
+        how = {"reduction": reduction, "grad_output": number}
+        _, want = fastxent.cross_entropy_with_grad(logits, targets, backend="cuda", **how)
+        loss, gradient = fastxent.cross_entropy_with_grad(*given, **how)
+        np.testing.assert_array_equal(fetched(loss), fetched(fastxent.cross_entropy(*given, reduction=reduction)))
+        np.testing.assert_allclose(fetched(gradient).astype(float), want.astype(float), rtol=2.0**-10, atol=2.0**-24)
+
+
 def test_all_is_asked_of_the_callers_stream_and_nobody_waits():
     logits, targets, _ = Case(3, 1203).build()
     given = Array(logits), Array(targets)
@@ -375,7 +388,8 @@ class TestErrors:
     def test_arrays_of_the_host_beside_those_of_the_device(self):
         self.refused(TypeError, "targets must be on the device too, like logits; got ndarray", np.zeros(2, int))
         self.refused(TypeError, "weight must be on the device too", weight=np.ones(4))
-        self.refused(TypeError, "grad_output must be 1.0 or on the device too", grad_output=2.0)
+        self.refused(TypeError, "grad_output must be on the device too", grad_output=np.ones(2), reduction="none")
+        self.refused(TypeError, "grad_output must hold real numbers, not bool", grad_output=True)
 
     def test_what_no_kernel_takes(self):
         self.refused(NotImplementedError, "int64 or int32 class indices, not uint8", Array(np.zeros(2, np.uint8)))

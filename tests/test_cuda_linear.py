@@ -163,6 +163,17 @@ def test_upstream_gradients_and_leading_axes():
         np.testing.assert_allclose(fetched(found), figures, rtol=1e-6, atol=40 * np.finfo(np.float32).eps)
 
 
+def test_an_upstream_gradient_that_is_a_number():
+    hidden, weight, _, targets = problem(rows=6)
+    targets = np.maximum(targets, 0)
+    want = fastxent.linear_cross_entropy_with_grad(hidden, weight, targets, grad_output=8.0)
+    got = fastxent.linear_cross_entropy_with_grad(
+        Matrix(hidden), Matrix(weight), Matrix(targets), grad_output=8.0, memory=1
+    )
+    for found, figures in zip(got[:3], want[:3], strict=True):
+        np.testing.assert_allclose(fetched(found), figures, rtol=1e-6, atol=40 * np.finfo(np.float32).eps)
+
+
 def test_a_mean_over_no_rows_is_nan_with_its_gradient_too():
     hidden, weight, _, targets = problem(rows=0)
     loss, *_ = fastxent.linear_cross_entropy_with_grad(Matrix(hidden), Matrix(weight), Matrix(targets))

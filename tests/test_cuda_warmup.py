@@ -13,27 +13,12 @@ from click.testing import CliRunner
 
 import fastxent
 from fastxent import backends, checks, cli, shards
-from fastxent.backends.cuda import calls, compiler, forms, run, scratch, simulated, warmup
+from fastxent.backends.cuda import calls, compiler, forms, run, scratch, warmup
 from fastxent.backends.cuda.layout import GPU
-from fastxent.bench import gpu_checks
+from fastxent.bench import gpu, gpu_checks, gpu_kernels
 
 SM_90 = 9, 0
 ROWS = 2
-
-
-class Asked(simulated.Machine):
-    """Takes down which kernels are asked for."""
-
-    layout, together = GPU, 2  # so that three strips are too many to wait for each other
-
-    def __init__(self):
-        super().__init__()
-        self.codes = set()
-
-    def launch(self, stream, name, kind, arguments, blocks, shared=0, written=None, entries="gradient", ends="verb"):
-        self.codes.add(compiler.Code(name, kind, written, entries, ends, self.architecture))
-        if name == "finish_state":  # a state that has seen no target gets no gradient
-            super().launch(stream, name, kind, arguments, blocks, shared=shared)
 
 
 @pytest.fixture
@@ -41,7 +26,8 @@ def machine(monkeypatch):
     monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
     monkeypatch.setattr(calls, "_PLANS", {})
     monkeypatch.setattr(scratch, "_STREAMS", {})
-    runner = run.Runner(Asked())
+    # so that three strips are too many to wait for each other
+    runner = run.Runner(gpu_kernels.Asked(SM_90, together=2))
     monkeypatch.setattr(run, "_runner_on", lambda module: runner)
     return runner.machine
 
@@ -140,8 +126,8 @@ class TestTheList:
         ask_of_blocks(np.zeros((ROWS, 3)).astype(form), every_option)
         listed = warmup.codes(form, SM_90, every_option)
         assert len(listed) == len(set(listed))
-        assert names(machine.codes - set(listed)) == []
-        assert names(set(listed) - machine.codes) == []
+        assert names(machine.codes.keys() - set(listed)) == []
+        assert names(set(listed) - machine.codes.keys()) == []
 
     @pytest.mark.parametrize("form", forms.FORMS)
     def test_the_suite_of_a_gpu_asks_for_no_other(self, machine, form):
@@ -151,8 +137,23 @@ class TestTheList:
             {code for of in (form, "float32") for code in warmup.codes(of, SM_90, every_option)}
             for every_option in (False, True)
         )
-        assert names(machine.codes - every) == []
-        assert len(machine.codes - plain) > 50
+        assert names(machine.codes.keys() - every) == []
+        assert len(machine.codes.keys() - plain) > 50
+
+    def test_what_the_suite_asks_for_is_found_by_asking(self, machine, monkeypatch):
+        """Its checks in one format, and one shape of its times."""
+        each = gpu_checks.each
+        monkeypatch.setattr(gpu_checks, "each", lambda seed: each(("float16",), (40, 700), seed, many=False))
+        monkeypatch.setattr(gpu_kernels, "GPU_SHAPES", ((8, 3000), (8, 9000)))
+        monkeypatch.setattr(gpu, "OPTION_SHAPE", (8, 40))
+        monkeypatch.setattr(gpu_kernels, "Asked", lambda *about: machine)
+        monkeypatch.setattr(gpu_kernels.simulated, "Machine", None)
+        found = gpu_kernels._ask(SM_90, 2)
+        every = {code for of in forms.FORMS for code in warmup.codes(of, SM_90, every_option=True)}
+        assert set(found) <= every
+        assert {code.kind.threads for code in found} == {8, 32, 64, 256}
+        assert {code.kind.form for code in found} == {"float16", "bfloat16", "float32"}
+        assert {"strip_scores", "log_probs", "binary", "finish_state", "total_weight"} <= {code.name for code in found}
 
     def test_those_without_options_come_first(self):
         for form in forms.FORMS:
@@ -188,6 +189,12 @@ class TestCompiling:
         assert list(warmup.compile_all(["float16"], SM_90, every_option=True)) == [
             ("float16", every, every - len(warmup.codes("float16", SM_90)))
         ]
+
+    def test_of_those_that_are_chosen_each_is_compiled(self, compilers):
+        chosen = [*warmup.codes("float16", SM_90)[:3], warmup.codes("float32", SM_90, every_option=True)[200]]
+        found = list(warmup.compile_all(["float16", "float32"], SM_90, chosen=lambda architecture: chosen))
+        assert found == [("float16", 3, 3), ("float32", 1, 1)]
+        assert set(compilers) == set(chosen)
 
     @pytest.mark.usefixtures("compilers")
     def test_what_is_not_kept_is_an_error(self, monkeypatch, tmp_path):
@@ -235,7 +242,22 @@ class TestCommand:
         assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert done.stderr.startswith("error: the compilers of CUDA are not installed: pip install fastxent[cuda13]")
 
-    @pytest.mark.parametrize("option", [("--architecture", "9.0"), ("--every-option",)])
+    def test_of_the_suite(self, compilers, monkeypatch):
+        some = warmup.codes("float64", SM_90)[:2]
+        monkeypatch.setattr(gpu_kernels, "asked", lambda architecture: some)
+        done = invoke("--backend", "cuda", "--suite", "--architecture", "9.0")
+        assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "2 kernels, 2 compiled now")
+        assert set(compilers) == set(some)
+        refused = invoke("--backend", "cuda", "--suite", "--every-option", "--architecture", "9.0")
+        assert (refused.exit_code, "exclude each other" in refused.stderr) == (2, True)
+
+    @pytest.mark.slow
+    def test_of_the_whole_suite(self):
+        found = gpu_kernels.asked(SM_90)
+        assert len(found) == len(set(found)) > 900
+        assert set(found) <= {code for of in forms.FORMS for code in warmup.codes(of, SM_90, every_option=True)}
+
+    @pytest.mark.parametrize("option", [("--architecture", "9.0"), ("--every-option",), ("--suite",)])
     def test_they_are_for_cuda(self, option):
         done = invoke(*option)
         assert done.exit_code == 2

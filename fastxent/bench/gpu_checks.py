@@ -16,8 +16,9 @@ from fastxent.bench.cases import Case
 from fastxent.bench.gpu_record import Check
 
 _ROWS = 5
-# a row of a warp, of a block, of two strips and of many, with ragged ends; and of more than wait for each other
-CLASSES, MANY_CLASSES = (40, 2001, 50_257, 300_001), 2_200_001
+# rows of eight threads, of a warp, of two and of eight, of a few strips and of many, with ragged ends: in the widest
+# format each is a step further; and of more strips than wait for each other
+CLASSES, MANY_CLASSES = (40, 601, 3001, 12_289, 50_257, 300_001), 2_200_001
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "smoothing": {"label_smoothing": 0.1},

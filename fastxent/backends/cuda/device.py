@@ -206,13 +206,14 @@ class LossCall(calls.Call):
 
     def upstream(self, grad_output):
         """`Upstream` of the loss."""
-        gradient, step = 0, 0
-        if not isinstance(grad_output, int | float):
-            shape = self.shape if self.options.reduction == "none" else ()
+        gradient, step, factor = 0, 0, 1.0
+        shape = self.shape if self.options.reduction == "none" else ()
+        if isinstance(grad_output, int | float):
+            checks.check_grad_output(np.asarray(grad_output), self.options.reduction, shape)
+            factor = float(grad_output)
+        else:
             gradient, step = self.numbers(grad_output, "grad_output", shape), self.real.itemsize if shape else 0
-        elif grad_output != 1.0:
-            raise TypeError(f"grad_output must be 1.0 or on the device too, like logits; got {grad_output!r}")
-        return Upstream(float(self.options.temperature), gradient, step, 0.0)
+        return Upstream(float(self.options.temperature), gradient, step, 0.0, factor)
 
     def ask_total(self, results):
         """Ask for the sum of losses that are there."""

@@ -55,13 +55,14 @@ class Upstream(NamedTuple):
     """What becomes of a loss. In place of `fastxent.backends.cuda.ends.Coefficients`.
 
     The temperature, and the address of upstream gradients of the kind that is computed with, 0 for 1; ``step`` is 0
-    where all rows have the same. ``extra`` is the probabilities' own factor.
+    where all rows have the same. ``extra`` is the probabilities' own factor, ``factor`` that of all.
     """
 
     temperature: float
     gradient: int
     step: int
     extra: float
+    factor: float
 
 
 def from_row(loss, start, itemsize):
@@ -139,7 +140,9 @@ def build_ends(ops, kind):
 
     @function
     def coefficients_of(i, target, coefficients, rows, results):
-        g = number_at(coefficients.gradient + i * coefficients.step, int64(0)) if coefficients.gradient != 0 else 1.0
+        g = coefficients.factor
+        if coefficients.gradient != 0:
+            g *= number_at(coefficients.gradient + i * coefficients.step, int64(0))
         g = g / divisor_of(1.0, results) * number_at(results.sample_weight, i) / coefficients.temperature
         hit, extra = g * results.own * weight_of_target(target, results), g * coefficients.extra
         return hit, g * results.shared, extra, 2.0 * results.z_loss * g

@@ -83,6 +83,6 @@ def _ask_lse(call, temperature, shape):
 def _ask_entries(call, entries, temperature, out):
     kind, given, shares, scaling = _told(call, temperature)
     launches.entries(
-        call.slot, kind, given, shares, Upstream(1.0, 0, 0, 1.0), scaling, Loss(), Written(out.address, out.stride),
-        out.address == given.logits, written=out.dtype.name, entries=entries,
+        call.slot, kind, given, shares, Upstream(1.0, 0, 0, 1.0, 1.0), scaling, Loss(),
+        Written(out.address, out.stride), out.address == given.logits, written=out.dtype.name, entries=entries,
     )  # fmt: skip

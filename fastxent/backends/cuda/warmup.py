@@ -88,10 +88,10 @@ def _are_asked_for(ends, capped, spread, largest):
     return not (largest and capped and spread == "none" and ends == "loss")
 
 
-def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False):
+def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False, chosen=None):
     """Compile the `codes` of each of ``dtypes``, a kernel on every core at a time, for an ``architecture``, such as
-    (9, 0), or that of the GPU at hand; yields each dtype with how many kernels it adds to those before it, and how many
-    of them had not been kept.
+    (9, 0), or that of the GPU at hand; or those of them that ``chosen``, a function, gives for it. Yields each dtype
+    with how many kernels it adds to those before it, and how many of them had not been kept.
 
     Raises
     ------
@@ -110,9 +110,11 @@ def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False):
         names = ", ".join(f"{major}.{minor}" for major, minor in supported)
         raise ValueError("there are no kernels for compute capability {}.{}; it may be ".format(*architecture) + names)
     asked: dict[compiler.Code, str] = {}
+    these = None if chosen is None else set(chosen(architecture))
     for dtype in map(str, dtypes):
-        for code in codes(dtype, architecture, every_option):
-            asked.setdefault(code, dtype)
+        for code in codes(dtype, architecture, every_option or chosen is not None):
+            if these is None or code in these:
+                asked.setdefault(code, dtype)
     workers = min(len(asked), numba.config.NUMBA_DEFAULT_NUM_THREADS)  # the cores that this process may use
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         done = zip(asked.values(), pool.map(keep, asked), strict=True)
