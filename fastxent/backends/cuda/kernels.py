@@ -18,6 +18,7 @@ from fastxent.backends.cuda import ends as verbs
 from fastxent.backends.cuda import losses
 from fastxent.backends.cuda.finish import build_finish, build_fold
 from fastxent.backends.cuda.places import RECORD, SLOTS, build_notes, build_places
+from fastxent.backends.cuda.registers import build_record, fits
 from fastxent.backends.cuda.sums import build_sums
 from fastxent.backends.cuda.words import build_point
 from fastxent.backends.cuda.write import build_write
@@ -48,7 +49,7 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
     )  # fmt: skip
     join, add_gap, to_float64 = row_algebra.join, row_algebra.add_gap, ops.to_float64
     at, finish, fold = build_places(ops, kind), build_finish(ops, kind, of_ends), build_fold(ops, kind)
-    record_of = sums.record_of
+    record_of = build_record(ops, kind, sums) if sums.plain and fits(ops, kind) else sums.record_of
     is_bad, place_of, strip_of, slots_of = at.is_bad, at.place_of, at.strip_of, at.slots_of
     in_memory = build_notes(ops.function, ops.load_float64, ops.store_float64)
     in_shared = build_notes(ops.function, ops.shared_load_float64, ops.shared_store_float64)

@@ -55,7 +55,9 @@ def build_no_moments(ops):
 
 
 def build_sums(ops, kind, moments=None):
-    """``thread_sums`` and ``group_sums`` of a strip; `moments` of it beside them, which change no bit of them."""
+    """``thread_sums`` and ``group_sums`` of a strip, both in ``record_of``, and what these are made of; `moments` of it
+    beside them, which change no bit of them.
+    """
     form = ops.form(kind.form)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     terms, share_of = rowmath.build_terms(ops, real), build_shares(ops, kind)
@@ -83,7 +85,6 @@ def build_sums(ops, kind, moments=None):
     lift, limit = real.type(rowmath.LIFT), real.limit
     highest_of_four, fetch = form.highest, build_fetch(ops, kind)
     whole, some, keep_whole, keep_some = fetch.whole, fetch.some, fetch.keep_whole, fetch.keep_some
-    anew = ops.anew
     hidden = build_hide(ops, kind)
     begin, lifted_moments, plus_moments, noted, flushed = (
         watch.begin,
@@ -374,65 +375,8 @@ def build_sums(ops, kind, moments=None):
         found, best = thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots, 0)
         return group_sums(found, best, start, rate_of(scaling))
 
-    @function
-    def fetched(first, j, last_word, misplaced, last, classes, gone, gone_word, slots):
-        four = some(first, j, last_word, misplaced, first, last)
-        if slots != -1:
-            keep_some(slots, j, last_word, four)
-        return hidden(four, j, classes, gone, gone_word)
-
-    @function
-    def record_of_four(t, row, first, last, classes, gone, shares, scaling, slots):
-        rate, cap, words = rate_of(scaling), from_bits(scaling.cap), int32((classes - 1) // count + 1)
-        j, misplaced, gone_word = anew(t), int32(first & 15), word_of(t, gone)
-        four = fetched(first, j, int32(words - 1), misplaced, last, classes, gone, gone_word, slots)
-        peak = group_peak(highest_of_four(four[0], four[1], four[2], four[3]), 0)
-        highest, start = to_real(peak), int64(0)
-        if not keeps_the_base(highest, zero, rate):
-            sums, best = empty_sums(0, rate), (int32(classes), nothing)
-            sums, best = take_each(four, words, j, row, start, classes, gone, shares, cap, sums, best, rate)
-            return group_sums(sums, best, start, rate)
-        _, exponent, magic, floor, _ = follow(zero, start_exponent, highest, rate)
-        lanes, _ = plus_four_words(no_lanes(zero), 0, four, words, rate, magic, floor)
-        return 0.0, to_float64(exponent), group_total(to_float64(sum_lanes(lanes)), 3), peak, 0.0, 0.0, peak, 0.0
-
-    @function
-    def record_of_eight(t, row, first, last, classes, gone, shares, scaling, slots):
-        rate, cap, words = rate_of(scaling), from_bits(scaling.cap), int32((classes - 1) // count + 1)
-        j, misplaced, gone_word = anew(t), int32(first & 15), word_of(t, gone)
-        near = fetched(first, j, int32(words - 1), misplaced, last, classes, gone, gone_word, slots)
-        j, left = int32(j + AHEAD * threads), int32(words - AHEAD * threads)
-        far = fetched(first, j, int32(words - 1), misplaced, last, classes, gone, gone_word, slots)
-        own = larger(
-            highest_of_four(near[0], near[1], near[2], near[3]), highest_of_four(far[0], far[1], far[2], far[3])
-        )  # fmt: skip
-        peak = group_peak(own, 0)
-        highest, start = to_real(peak), int64(0)
-        if not keeps_the_base(highest, zero, rate):
-            sums, best = empty_sums(0, rate), (int32(classes), nothing)
-            sums, best = take_each(near, words, int32(t), row, start, classes, gone, shares, cap, sums, best, rate)
-            sums, best = take_each(far, left, j, row, start, classes, gone, shares, cap, sums, best, rate)
-            return group_sums(sums, best, start, rate)
-        _, exponent, magic, floor, _ = follow(zero, start_exponent, highest, rate)
-        lanes, _ = plus_four_words(no_lanes(zero), 0, near, words, rate, magic, floor)
-        total = sum_lanes(lanes)
-        lanes, _ = plus_four_words(no_lanes(zero), 0, far, left, rate, magic, floor)
-        total, low = add_exactly(total, zero, sum_lanes(lanes))
-        whole_row = group_total(to_float64(total) + to_float64(low), 3)
-        return 0.0, to_float64(exponent), whole_row, peak, 0.0, 0.0, peak, 0.0
-
-    @function
-    def record_in_hand(t, row, first, last, start, classes, gone, shares, scaling, slots):
-        """The same to the last bit of a row whose words are all in registers: its largest logit is known before the
-        first is added, so all threads have one reference.
-        """
-        if classes <= AHEAD * threads * count:
-            return record_of_four(t, row, first, last, classes, gone, shares, scaling, slots)
-        return record_of_eight(t, row, first, last, classes, gone, shares, scaling, slots)
-
-    # a row that is not cut, in no more words than `record_of_eight` takes
-    in_hand = plain and kind.rows > 1 and kind.strip <= 2 * AHEAD * threads * count
     return SimpleNamespace(
-        thread_sums=thread_sums, group_sums=group_sums, rate_of=rate_of,
-        record_of=record_in_hand if in_hand else record_of,
+        thread_sums=thread_sums, group_sums=group_sums, record_of=record_of, rate_of=rate_of, plain=plain,
+        empty_sums=empty_sums, take_each=take_each, plus_four_words=plus_four_words, word_of=word_of,
+        keeps_the_base=keeps_the_base,
     )  # fmt: skip
