@@ -104,20 +104,27 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         """Whether row ``k`` of the block is one more of the group before; ``each`` is a power of two."""
         return k & int32(anew(each) - 1) != 0 and of_block + k < rows.rows
 
-    def statistics(rows, shares, scaling, results, each):
-        """(N, V) logits read once -> statistics; ``each`` rows a group. A row has no more classes than a strip."""
+    @function
+    def sum_in_turn(rows, shares, scaling, results, each, is_staged):
+        """The records of a block's rows, a group's one after the other, and their words where these are staged."""
         t, (k, of_block) = thread() % threads, first_row(each)
         left = of_block + k < rows.rows
         while left:
             i = of_block + k
             target = target_of(i, rows, results)
             if is_read(target, rows):
-                record = sum_strip(t, i, int64(0), -1, target, rows, shares, scaling)
+                slots = slots_of(k, each, rows.classes) if is_staged else int32(-1)
+                record = sum_strip(t, i, int64(0), slots, target, rows, shares, scaling)
                 if t == 0:
                     note_record(notes_of(k), record)
             k = int32(k + 1)
             left = goes_on(k, each, of_block, rows)
         sync_block()
+        return of_block
+
+    def statistics(rows, shares, scaling, results, each):
+        """(N, V) logits read once -> statistics; ``each`` rows a group. A row has no more classes than a strip."""
+        of_block = sum_in_turn(rows, shares, scaling, results, each, False)
         i = of_block + thread()
         if thread() < per_block * each and i < rows.rows:
             target = target_of(i, rows, results)
@@ -132,19 +139,7 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         """(N, V) logits read once -> statistics, and as many entries written once, in place or not; ``each`` rows a
         group. A row has no more classes than a strip, and waits in shared memory.
         """
-        t, (k, of_block) = thread() % threads, first_row(each)
-        left = of_block + k < rows.rows
-        while left:
-            i = of_block + k
-            target = target_of(i, rows, results)
-            if is_read(target, rows):
-                slots = slots_of(k, each, rows.classes)
-                record = sum_strip(t, i, int64(0), slots, target, rows, shares, scaling)
-                if t == 0:
-                    note_record(notes_of(k), record)
-            k = int32(k + 1)
-            left = goes_on(k, each, of_block, rows)
-        sync_block()
+        of_block = sum_in_turn(rows, shares, scaling, results, each, True)
         i = of_block + thread()
         if thread() < per_block * each and i < rows.rows:
             target = target_of(i, rows, results)
@@ -156,7 +151,7 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
             else:
                 skip(0, i, target, rows, results)
         sync_block()
-        k, of_block = first_row(each)
+        t, (k, of_block) = thread() % threads, first_row(each)
         left = of_block + k < rows.rows
         while left:
             i = of_block + k
