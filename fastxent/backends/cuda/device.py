@@ -65,7 +65,7 @@ def _asked(logits, targets, options, gradient, check):
         place = arrangement.place_for(out, logits, rows, options.axis, library)
         if rows is not logits or goals is not targets or place is not out:
             return _asked_of_copies(rows, goals, place, options, gradient, check, library)
-    with slot.call(check):
+    with slot.lock, slot.machine.current(), slot.call(check):
 
         def carry_out():
             return _carry_out(given, options, gradient, library, slot, handle)

@@ -41,7 +41,7 @@ def _asked(given, targets, options, memory, check, wanted=None, grad_output=1.0)
     blocks, (count, classes) = layer.blocks(memory, copies=1 if wanted is None else 2), layer.shape
     targets = arrangement.targets_in_rows(targets, given[0], -1, layer.library)
     slot = scratch_of(layer.machine, layer.handle)
-    with slot.call(check):
+    with slot.lock, slot.machine.current(), slot.call(check):
         rows = resident.DeviceRows(0, count, classes, classes, layer.real)
         about = rows, layer.batch, layer.real, layer.library, slot, layer.handle
         call = LossCall(layer.hidden, targets, options, *about)

@@ -48,7 +48,7 @@ def _asked(what, logits, out, axis, temperature, keepdims=False):
     slot = scratch_of(machine, handle := library.stream(logits))
     given, options = {"logits": rows, "out": place}, (what, temperature, tuple(reduced))
     about = calls.known(given, options, library, slot, handle)
-    with slot.call(False):
+    with slot.lock, slot.machine.current(), slot.call(False):
 
         def carry_out():
             seen = calls.placed(library.view(rows), "logits")
