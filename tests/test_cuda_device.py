@@ -9,7 +9,7 @@ import pytest
 
 import fastxent
 from fastxent import checks
-from fastxent.backends.cuda import calls, device, run, scratch
+from fastxent.backends.cuda import calls, device, run, scratch, simulated
 from fastxent.bench.cases import Case
 
 STREAM = 7
@@ -97,6 +97,19 @@ def test_the_values_of_the_host(case):
     near = {"rtol": 4 * float(eps), "atol": 4 * np.finfo(real).eps * float(np.abs(gradient).max())}  # terms differ
     np.testing.assert_allclose(fetched(dlogits).astype(real), gradient.astype(real), **near)
     assert fetched(dlogits).dtype == gradient.dtype
+
+
+@pytest.mark.parametrize(
+    "case",
+    [CASES[0], CASES[1], CASES[2], Case(260, 9, "typical", "float64", ignored=0.3, weights=True)],
+    ids=lambda case: case.name,
+)
+def test_rows_of_two_warps(case, monkeypatch):
+    """In blocks that are smaller than others; what is added to what is the same in all."""
+    layout = simulated.SIMULATED._replace(tiny=16, small=32, middle=2048, threads=128, strip=4096, shared=1 << 14)
+    monkeypatch.setattr(simulated.Machine, "layout", layout)
+    monkeypatch.setattr(calls, "_PLANS", {})  # of another layout
+    test_the_values_of_the_host(case)
 
 
 def test_batches_of_rows_return_lse_and_the_gradient_in_place():

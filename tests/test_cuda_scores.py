@@ -80,6 +80,20 @@ def test_rows_that_a_loss_has_in_registers(classes, kind, dtype, monkeypatch):
     check(3, classes, kind, dtype, 5)
 
 
+@pytest.mark.parametrize("bytes_in_registers", [64, 1024])
+def test_rows_below_and_above_where_a_base_begins(bytes_in_registers, monkeypatch):
+    """2**20 octaves below 0: some threads' logits are beyond that, others' are not, and all count."""
+    layout = simulated.SIMULATED._replace(tiny=bytes_in_registers, small=4096, middle=4096, shared=1 << 15)
+    monkeypatch.setattr(simulated.Machine, "layout", layout)
+    rng = np.random.default_rng(0)
+    for classes, low in ((12, -726819), (40, -726823), (40, -726900), (40, -727100)):
+        logits = rng.uniform(low, -726816, (20, classes)).astype(np.float32)
+        targets = rng.integers(0, classes, 20)
+        losses = fastxent.cross_entropy(logits, targets, reduction="none", backend="cuda")
+        scores = fastxent.score(logits, targets, backend="cuda")
+        assert (0.0 - losses).tobytes() == scores.log_prob.tobytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rows", "classes", "kind", "dtype", "top_k"), EVERY)
 def test_every_figure_of_many(rows, classes, kind, dtype, top_k):

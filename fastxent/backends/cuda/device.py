@@ -13,7 +13,7 @@ from fastxent.backends.cuda import arrangement, calls, launches, resident
 from fastxent.backends.cuda.arrays import check_device, in_line, library_of
 from fastxent.backends.cuda.inputs import bits_of, scaling_of
 from fastxent.backends.cuda.kernels import Written
-from fastxent.backends.cuda.losses import Loss, Upstream
+from fastxent.backends.cuda.losses import GROUP, Loss, Upstream
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.run import runner
 from fastxent.backends.cuda.scratch import scratch_of
@@ -171,7 +171,7 @@ class LossCall(calls.Call):
         own, shared = 1.0 - smoothing, smoothing / classes
         if dense:
             own, shared = 0.0, 1.0 if smoothing < 1.0 else 1.0 / classes
-        groups = max(1, -(-self.rows.rows // (self.kind.threads * self.kind.rows)))
+        groups = max(1, -(-self.rows.rows // GROUP))
         return Loss(
             step=0 if dense else in_line(targets, "targets"),
             wide=int(targets.dtype == np.int64),

@@ -144,10 +144,10 @@ def build(ops, kind, written=None, entries="gradient", ends="verb"):
         if thread() < per_block * each and i < rows.rows:
             target = target_of(i, rows, results)
             if is_read(target, rows):
-                (first, last), at = place_of(rows, i), notes_of(thread())
-                found, known = noted_row(at), known_of(first, last, target, scaling)
+                (first, last), note = place_of(rows, i), notes_of(thread())
+                found, known = noted_row(note), known_of(first, last, target, scaling)
                 plan = of_row(i, first, last, known, found, target, shares, coefficients, scaling, rows, results)
-                note_plan(at, plan)
+                note_plan(note, plan)
             else:
                 skip(0, i, target, rows, results)
         sync_block()

@@ -1,7 +1,7 @@
 """The k largest logits of a strip and their classes, in order: the lower class first among equals.
 
 The strip waits in shared memory. Each thread knows the best of its own words that has not been taken yet; the best of
-all is taken, and the warp it came from looks through the words of the thread that had it.
+all is taken, and the threads of its row in the warp it came from look through the words of the one that had it.
 """
 
 import numpy as np

@@ -10,7 +10,7 @@ import numpy as np
 from fastxent.backends.cuda.ends import NO_RESULTS
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.largest import ENTRY
-from fastxent.backends.cuda.losses import Loss
+from fastxent.backends.cuda.losses import GROUP, Loss
 from fastxent.backends.cuda.places import RECORD, shared_bytes
 from fastxent.backends.cuda.scores import MOMENTS
 
@@ -107,12 +107,12 @@ def binary(slot, kind, elements, losses, gradient):
 
 def total_weight(slot, kind, given, results, divisor):
     """What a mean of the losses of rows is divided by."""
-    _launch_rows(slot, "total_weight", kind, (given, results, divisor))
+    _launch(slot, "total_weight", kind, (given, results, divisor), -(-given.rows // GROUP))
 
 
 def total_loss(slot, kind, given, results):
     """The sum of losses that are there, of no rows too."""
-    _launch(slot, "total_loss", kind, (given, results), max(1, -(-given.rows // (kind.threads * kind.rows))))
+    _launch(slot, "total_loss", kind, (given, results), max(1, -(-given.rows // GROUP)))
 
 
 def settle_lse(slot, kind, given, lse):
@@ -146,8 +146,9 @@ def _shared_out(machine, kind, given, staged):
 
 @functools.lru_cache(maxsize=4096)
 def _rows_of_group(kind, rows, classes, staged, at_once, most, end):
-    """A power of two, with which the blocks whose rows are summed together are whole: that which is over first, if a
-    block takes the time it reads in, and to end its rows as long as for ``end`` bytes.
+    """That with which all blocks are over first, if one takes the time it reads in, and as long as for ``end`` bytes to
+    end its rows. A power of two, so that a block's rows are as many as its threads or fewer, and all of one of the
+    groups of `GROUP` rows that are summed together.
     """
 
     def duration(each):

@@ -1,8 +1,8 @@
 """Losses of the caller's own targets, made where a row ends: what `fastxent.terms` does on the host, within a kernel.
 
-A row's loss goes to memory; the last block of each group of rows to have ended sums theirs, and the last of these
-blocks sums all groups. So one kernel makes a loss, and two its mean with the gradient, which is divided before it is
-written. What is added to what depends on the number of rows alone.
+A row's loss goes to memory; of each group of rows the last block to have ended its own sums theirs, and the last of
+these blocks sums all groups. So one kernel makes a loss, and two its mean with the gradient, which is divided before it
+is written. What is added to what depends on the number of rows alone.
 """
 
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from fastxent.backends.cuda.group import build_group
 from fastxent.state import IGNORED, LARGEST
 
 KERNELS = ("total_weight", "total_loss")
+GROUP = 256  # rows that are summed together
 
 
 class Loss(NamedTuple):
@@ -82,16 +83,18 @@ def from_row(loss, start, itemsize):
 
 
 def build_ends(ops, kind):
-    """As `fastxent.backends.cuda.ends.build`, and ``weight_of`` a row in a mean and ``add_group`` of rows."""
-    form, threads = ops.form(kind.form), kind.threads * kind.rows
+    """As `fastxent.backends.cuda.ends.build`, and ``add_group`` and ``sum_rows`` of a group of rows."""
+    form, warps = ops.form(kind.form), kind.threads * kind.rows // 32
     load_one, store_one, to_real, to_float64 = form.load_one, form.store_one, form.to_real, ops.to_float64
     of_real = np.dtype(form.real).itemsize
     load_float64, store_float64, store_int64 = ops.load_float64, ops.store_float64, ops.store_int64
     load_int64, load_int32, fetch_add = ops.load_int64, ops.load_int32, ops.fetch_add
     add_to, raise_flag, sync_block, thread = ops.add_to, ops.raise_flag, ops.sync_block, ops.thread
     put_shared, get_shared = ops.shared_store_float64, ops.shared_load_float64
-    total_of = build_group(ops, threads).total
-    function, int64, largest, second_slot = ops.function, ops.int64, kind.largest, threads // 32 * 8
+    total_of_warp = build_group(ops, 32).total
+    function, int64, largest = ops.function, ops.int64, kind.largest
+    chunks = GROUP // 32
+    of_weights = chunks * 8
 
     @function
     def number_at(address, i):
@@ -184,69 +187,107 @@ def build_ends(ops, kind):
         return int64(get_shared(slot)) == wanted
 
     @function
-    def add_group(number, loss, weight, rows, results):
-        """What each thread has of a group of rows, added up; by the last group to come, the sum of all of them. Whether
-        it is, and both sums.
-        """
-        t, groups = thread(), max(int64(1), (rows.rows + threads - 1) // threads)
-        loss, weight = total_of(loss, 0), total_of(weight, 1)
-        if t == 0:
+    def note_chunk(chunk, loss, weight):
+        """What the threads of a warp have, added up."""
+        loss, weight = total_of_warp(loss, 0), total_of_warp(weight, 0)
+        if thread() & 31 == 0:
+            put_shared(chunk * 8, loss)
+            put_shared(of_weights + chunk * 8, weight)
+
+    @function
+    def chunks_of(count):
+        """By how many warps so many numbers of at most `GROUP` are added up."""
+        return max(int64(1), min(int64(chunks), (count + 31) // 32))
+
+    @function
+    def sum_chunks(count):
+        sync_block()
+        loss, weight = get_shared(0), get_shared(of_weights)
+        for chunk in range(1, count):
+            loss += get_shared(chunk * 8)
+            weight += get_shared(of_weights + chunk * 8)
+        return loss, weight
+
+    @function
+    def sum_group(number, has_losses, has_weights, rows, results):
+        """The losses and weights of a group of rows: of each 32 by a warp, however many a block has."""
+        count = chunks_of(rows.rows - number * GROUP)
+        sync_block()
+        for chunk in range(thread() // 32, count, warps):
+            i, loss, weight = number * GROUP + chunk * 32 + (thread() & 31), 0.0, 0.0
+            if i < rows.rows:
+                if has_losses:
+                    loss = load_float64(results.of_rows + i * 8)
+                if has_weights:
+                    weight = weight_of(i, rows, results)
+            note_chunk(chunk, loss, weight)
+        return sum_chunks(count)
+
+    @function
+    def sum_groups(groups, results):
+        """The same of all groups, whose sums are there."""
+        each = (groups + GROUP - 1) // GROUP
+        count = chunks_of((groups + each - 1) // each)
+        sync_block()
+        for chunk in range(thread() // 32, count, warps):
+            first, loss, weight = (chunk * 32 + (thread() & 31)) * each, 0.0, 0.0
+            for k in range(first, min(groups, first + each)):
+                loss += load_float64(results.parts + k * 16)
+                weight += load_float64(results.parts + k * 16 + 8)
+            note_chunk(chunk, loss, weight)
+        return sum_chunks(count)
+
+    @function
+    def add_group(number, has_losses, has_weights, rows, results):
+        """Add up a group of rows; the last one to come, all of them. Whether it is, and both sums, for one thread."""
+        groups = max(int64(1), (rows.rows + GROUP - 1) // GROUP)
+        loss, weight = sum_group(number, has_losses, has_weights, rows, results)
+        if thread() == 0:
             store_float64(results.parts + number * 16, loss)
             store_float64(results.parts + number * 16 + 8, weight)
         last = all_have_come(results.tickets, 1, groups, 0)
         if last:
-            loss, weight, each = 0.0, 0.0, (groups + threads - 1) // threads
-            for k in range(t * each, min(groups, (t + 1) * each)):
-                loss += load_float64(results.parts + k * 16)
-                weight += load_float64(results.parts + k * 16 + 8)
-            weight, loss = total_of(weight, 1), total_of(loss, 0)
-        return last and t == 0, loss, weight
+            loss, weight = sum_groups(groups, results)
+        return last and thread() == 0, loss, weight
 
     @function
     def sum_rows(number, rows, results):
         """The losses of a group of rows, which are there; all of them, where it is the last."""
-        i, loss, weight = number * threads + thread(), 0.0, 0.0
-        if i < rows.rows:
-            loss = load_float64(results.of_rows + i * 8)
-            if results.averaged != 0:
-                weight = weight_of(i, rows, results)
-        last, loss, weight = add_group(number, loss, weight, rows, results)
+        last, loss, weight = add_group(number, True, results.averaged != 0, rows, results)
         if last:
             store_one(results.total, to_real(loss / divisor_of(weight, results)))
 
     @function
     def close(first, most, rows, results):
+        """Of rows from ``first`` on, ``most`` at most, which are all of one group."""
         if results.total != 0:
             sync_block()
-            number = first // threads
-            size, come = min(rows.rows - number * threads, int64(threads)), min(rows.rows - first, int64(most))
-            if all_have_come(results.tickets + 8 + number * 8, come, size, second_slot):
+            number = first // GROUP
+            size, come = min(rows.rows - number * GROUP, int64(GROUP)), min(rows.rows - first, int64(most))
+            if all_have_come(results.tickets + 8 + number * 8, come, size, of_weights):
                 sum_rows(number, rows, results)
 
     return SimpleNamespace(
         target_of=target_of, note_bad=note_bad, coefficients_of=coefficients_of, put=put, ignore=ignore, close=close,
-        weight_of=weight_of, add_group=add_group, sum_rows=sum_rows,
+        add_group=add_group, sum_rows=sum_rows,
     )  # fmt: skip
 
 
 def build(ops, kind):
-    """Kernels with a thread for a row of whatever logits are computed with in the format of a `Kind`, by name."""
+    """Kernels of rows of whatever logits are computed with in the format of a `Kind`, by name."""
     ends = build_ends(ops, kind)
-    weight_of, add_group, sum_rows = ends.weight_of, ends.add_group, ends.sum_rows
-    thread, block, store_float64, int64, threads = ops.thread, ops.block, ops.store_float64, ops.int64, kind.threads
+    add_group, sum_rows, store_float64, int64, block = (
+        ends.add_group, ends.sum_rows, ops.store_float64, ops.int64, ops.block
+    )  # fmt: skip
 
     def total_weight(rows, loss, divisor):
-        """Targets (N,) -> what a mean of their losses is divided by."""
-        number, weight = int64(block()), 0.0
-        i = number * threads + thread()
-        if i < rows.rows:
-            weight = weight_of(i, rows, loss)
-        last, _, weight = add_group(number, 0.0, weight, rows, loss)
+        """Targets (N,) -> what a mean of their losses is divided by; a block for a group of rows."""
+        last, _, weight = add_group(int64(block()), False, True, rows, loss)
         if last:
             store_float64(divisor, weight)
 
     def total_loss(rows, loss):
-        """Losses (N,) that are there -> their sum, divided."""
+        """Losses (N,) that are there -> their sum, divided; a block for a group of rows."""
         sum_rows(int64(block()), rows, loss)
 
     return SimpleNamespace(total_weight=total_weight, total_loss=total_loss)

@@ -24,7 +24,9 @@ def build_record(ops, kind, sums):
     form, of_group, fetch = ops.form(kind.form), build_group(ops, kind.threads), build_fetch(ops, kind)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     follow, add_exactly = rowmath.build_terms(ops, real).follow, build_along(ops, form).add_exactly
-    some, keep_some, hidden, highest_of_four = fetch.some, fetch.keep_some, build_hide(ops, kind), form.highest
+    fetch_some, keep_some, hidden, highest_of_four = (
+        fetch.some, fetch.keep_some, build_hide(ops, kind), form.highest
+    )  # fmt: skip
     empty_sums, take_each, plus_four_words = sums.empty_sums, sums.take_each, sums.plus_four_words
     word_of, keeps_the_base, group_sums, rate_of = sums.word_of, sums.keeps_the_base, sums.group_sums, sums.rate_of
     group_peak, group_total, sum_lanes, larger = of_group.peak, of_group.total, ops.sum_lanes, ops.larger
@@ -37,7 +39,7 @@ def build_record(ops, kind, sums):
 
     @function
     def fetched(first, j, last_word, last, classes, gone, gone_word, slots):
-        four = some(first, j, last_word, int32(first & 15), first, last)
+        four = fetch_some(first, j, last_word, int32(first & 15), first, last)
         if slots != -1:
             keep_some(slots, anew(j), last_word, four)
         return hidden(four, j, classes, gone, gone_word)

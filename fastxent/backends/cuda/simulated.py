@@ -3,7 +3,7 @@
 A kernel is run as the Python it is written in, a thread of the operating system for each of CUDA's, one at a time.
 Many blocks may be on the way at once, so that blocks which wait for each other are simulated too, and in any order, as
 on a GPU. What a GPU would leave unsaid is an error: an address outside the buffers of a launch or not a multiple of
-what is loaded there, a shuffle that not all threads of a warp take part in, threads that wait for ever. Lanes are
+what is loaded there, a shuffle that not all its threads take part in, threads that wait for ever. Lanes are
 arrays. Shared memory starts as nonsense.
 """
 

@@ -83,8 +83,10 @@ def build_sums(ops, kind, moments=None):
     late = moments is None and not (largest or spread)
     plain = late and not capped and form.highest is not None
     lift, limit = real.type(rowmath.LIFT), real.limit
+    # logits so many octaves below a sum's largest, its `LIFT` above the rest, are 0 in it
+    clear_of_limit = real.type(2 * real.bias) - real.limit
     highest_of_four, fetch = form.highest, build_fetch(ops, kind)
-    whole, some, keep_whole, keep_some = fetch.whole, fetch.some, fetch.keep_whole, fetch.keep_some
+    fetch_whole, fetch_some, keep_whole, keep_some = fetch.whole, fetch.some, fetch.keep_whole, fetch.keep_some
     hidden = build_hide(ops, kind)
     begin, lifted_moments, plus_moments, noted, flushed = (
         watch.begin,
@@ -235,8 +237,11 @@ def build_sums(ops, kind, moments=None):
 
     @function
     def keeps_the_base(highest, base, rate):
-        """Whether the reference of a logit has base 0, as the one before."""
-        return base == zero and highest * rate[0] < limit and highest * rate[0] > zero - limit
+        """Whether the reference of a logit has base 0, as the one before, and so has that of every logit beside it of
+        which anything is left.
+        """
+        octaves = highest * rate[0]
+        return base == zero and octaves < limit and octaves > clear_of_limit
 
     @function
     def plus_four_words(lanes, seen, four, left, rate, magic, floor):
@@ -324,7 +329,7 @@ def build_sums(ops, kind, moments=None):
         misplaced, gone_word = int32(place & 15), word_of(t, gone)
         j, left = int32(t), int32(classes // count)
         while left >= AHEAD * threads:
-            four = whole(place + int64(j) * 16, misplaced, first, last)
+            four = fetch_whole(place + int64(j) * 16, misplaced, first, last)
             ahead = int32(gone_word - j)
             sums, best = take_whole(four, ahead, j, row, start, classes, gone, shares, cap, sums, best, rate)
             if slots != -1:
@@ -332,7 +337,7 @@ def build_sums(ops, kind, moments=None):
             j, left = int32(j + AHEAD * threads), int32(left - AHEAD * threads)
         left = int32(last_word + 1 + t - j)
         if left > 0:
-            four = some(place, j, last_word, misplaced, first, last)
+            four = fetch_some(place, j, last_word, misplaced, first, last)
             if slots != -1:
                 keep_some(slots, j, last_word, four)
             if plain:
