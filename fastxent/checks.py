@@ -336,9 +336,13 @@ def check_reduction(reduction):
 
 def check_amounts(name, values):
     """Finite and not negative, without a temporary of their size."""
-    if values.size and not _bits_of_amounts(values) and not (values.min() >= 0 and values.max() < np.inf):
-        rows = values.reshape(-1)
-        first = next(value for value in rows if not 0 <= value < np.inf)
+    if not values.size or _bits_of_amounts(values):
+        return
+    with np.errstate(invalid="ignore"):  # of a NaN
+        lowest, highest = float(values.min()), float(values.max())
+    # as Python's numbers: beside an infinity, which it does not have, float8_e4m3fn compares as beside a NaN
+    if not (lowest >= 0 and highest < math.inf):
+        first = next(value for value in values.reshape(-1) if not 0 <= float(value) < math.inf)
         raise ValueError(f"{name} must be finite and not negative; got {first}")
 
 

@@ -282,3 +282,18 @@ def test_a_scale_beyond_a_float_is_one_clear_error(options, what, backend):
     with pytest.raises(ValueError, match=r"scale must be less than 1e\+38; got 1e\+39"):
         fastxent.logsumexp(np.ones(3, np.float32), scale=1e39, backend=backend)
     assert np.isfinite(fastxent.cross_entropy(np.ones((1, 3), np.float32), [0], backend=backend, softcap=1e37))
+
+
+@pytest.mark.parametrize("dtype", checks.DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [None, -1.0, np.nan, np.inf])
+def test_probabilities_of_every_dtype(dtype, bad):
+    """One that has no infinity has none to be compared with."""
+    targets = np.full((2, 4), 0.25, dtype)
+    if bad is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            targets[1, 2] = bad
+        with pytest.raises(ValueError, match=r"targets must be finite and not negative; got (-1|nan|inf)"):
+            fastxent.cross_entropy(LOGITS[:2, :4], targets)
+    else:
+        want = fastxent.cross_entropy(LOGITS[:2, :4], targets.astype(np.float64))
+        np.testing.assert_allclose(fastxent.cross_entropy(LOGITS[:2, :4], targets), want, rtol=1e-6)
