@@ -352,7 +352,7 @@ def warmup(dtypes, backend, every_option, suite, architecture):
     """Compile kernels now, so that no later call waits; kept where `fastxent info` says.
 
     For the backend cpu these are all there are. Those of cuda are for the GPU at hand, and by default for calls without
-    options. --suite first finds out which they are, in half a minute.
+    options. --suite first finds out which they are, in about a minute.
     """
     from importlib import import_module
 
