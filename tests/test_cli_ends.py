@@ -104,9 +104,9 @@ def test_an_input_truncated_under_the_run_ends_with_1_and_one_line(long, size):
     wait_until_done(long, process, 100)
     os.truncate(long / "logits.npy", size)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 1
+    assert process.returncode == 1, stderr
     assert stderr.startswith("error: ")
-    assert "truncated" in stderr
+    assert "truncated" in stderr or "changed while it was read" in stderr  # whichever is looked at next, size or stamp
     assert stderr.count("\n") == 1
     assert 0 < journalled(long) < ROWS
 

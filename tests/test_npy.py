@@ -35,6 +35,16 @@ def test_a_file_that_shrinks(tmp_path):
             source.block(0, 10)
 
 
+@pytest.mark.parametrize("size", [0, 130])
+def test_a_file_that_shrinks_once_its_size_was_looked_at(tmp_path, monkeypatch, size):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros(1000))
+    with NpySource(path) as source:
+        monkeypatch.setattr(source, "_check_size", lambda: os.truncate(path, size))
+        with pytest.raises(SourceError, match=r"a\.npy: truncated while it was read"):
+            source.block(0, 10)
+
+
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: np.save(path, np.ones(1001))])
 def test_a_file_that_vanishes_or_changes(tmp_path, spoil):
     path = tmp_path / "a.npy"

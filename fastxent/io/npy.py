@@ -71,7 +71,10 @@ class MappedSource(Source):
         first, size = self._offset + start * self.dtype.itemsize, (stop - start) * self.dtype.itemsize
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file.fileno(), first, size, os.POSIX_FADV_WILLNEED)
-        return np.memmap(self._file, self.dtype, "r", first, (stop - start,))
+        try:
+            return np.memmap(self._file, self.dtype, "r", first, (stop - start,))
+        except ValueError as error:  # the file has shrunk since its size was looked at
+            raise SourceError(f"{self.name}: truncated while it was read: {line(error)}") from error
 
 
 class NpySource(MappedSource):
