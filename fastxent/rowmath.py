@@ -130,7 +130,7 @@ LIFT, REACH, NO_EXPONENT = 32.0, 64.0, -(2.0**21)
 class NumpyOps:
     """The arithmetic in plain NumPy, for arrays of one dtype or scalars; `state` and the tests use it."""
 
-    where, rint = np.where, np.rint
+    where, rint, absolute, copysign = np.where, np.rint, np.abs, np.copysign
 
     @staticmethod
     def function(body):
@@ -168,12 +168,12 @@ class NumpyOps:
 def build_terms(ops, real):
     """The functions of one logit over ``ops`` with the constants ``real`` (FLOAT32 or FLOAT64)."""
     fma, at_least, bits, where = ops.fma, ops.at_least, ops.bits, ops.where
-    rint, function = ops.rint, ops.function
+    rint, function, absolute, copysign = ops.rint, ops.function, ops.absolute, ops.copysign
     shift, magic_zero, bias, limit, zero = real.shift, real.magic, real.bias, real.limit, real.zero
     one, four, small = (real.type(number) for number in (1, 4, 0.625))
     nothing, lift, reach_of_base = (real.type(number) for number in (-np.inf, LIFT, REACH))
     no_exponent = real.type(NO_EXPONENT)
-    c, (over, under) = real.coefficients, real.tanh
+    c, (above, below) = real.coefficients, real.tanh
     unit = rate(real.type)
     lowest = -bias / unit[0]
 
@@ -278,31 +278,52 @@ def build_terms(ops, real):
         power, scale = exp_parts(zero - size, unit, magic_zero, lowest)
         return power * scale
 
+    minus_two_log2e = real.type(-2.0 * float(_LOG2E))
+
+    @function
+    def exp_of_minus_twice_by_terms(size):
+        return exp_of_minus(size + size)
+
+    @function
+    def exp_of_minus_twice_by_machine(size):
+        return of_machine(size * minus_two_log2e)
+
+    # beside 1 the rounding of its exponent is nothing, and the slope of a tanh far out is known no better
+    by_machine = exp2_of_fraction is of_machine
+    exp_of_minus_twice = exp_of_minus_twice_by_machine if by_machine else exp_of_minus_twice_by_terms
+
+    @function
+    def over(x):
+        return one / x
+
+    # rounded division takes a GPU a dozen instructions
+    reciprocal = getattr(ops, "reciprocal", over) if real.type is np.float32 else over
+
     @function
     def highest_terms_of_five(z):
-        p = fma(z, over[4], over[3])
-        p = fma(p, z, over[2])
-        p = fma(p, z, over[1])
-        return fma(p, z, over[0])
+        p = fma(z, above[4], above[3])
+        p = fma(p, z, above[2])
+        p = fma(p, z, above[1])
+        return fma(p, z, above[0])
 
     @function
     def ratio_of_three_and_four(z):
-        p = fma(z, over[2], over[1])
-        q = fma(z + under[2], z, under[1])
-        return fma(p, z, over[0]) / fma(q, z, under[0])
+        p = fma(z, above[2], above[1])
+        q = fma(z + below[2], z, below[1])
+        return fma(p, z, above[0]) / fma(q, z, below[0])
 
-    near_zero = highest_terms_of_five if len(over) == 5 else ratio_of_three_and_four
+    near_zero = highest_terms_of_five if len(above) == 5 else ratio_of_three_and_four
 
     @function
     def tanh_parts(y):
         """``tanh(y), slope``: the slope is 4 q / (1 + q)^2 with q = exp(-2 |y|), where 1 - tanh^2 would lose digits."""
-        size = where(y < zero, zero - y, y)
-        q = exp_of_minus(size + size)
-        share = one / (one + q)
+        size = absolute(y)
+        q = exp_of_minus_twice(size)
+        share = reciprocal(one + q)
         far = (one - q) * share
         z = y * y
         close = fma(y * z, near_zero(z), y)
-        return where(size < small, close, where(y < zero, zero - far, far)), four * (q * share) * share
+        return where(size < small, close, copysign(far, y)), four * (q * share) * share
 
     def series(c):
         c0, c1 = c[:2]

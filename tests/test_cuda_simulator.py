@@ -87,6 +87,12 @@ LONG = (
     Case(2, 2047, "confident", "bfloat16"),
     Case(1, 1030, "wide", "bfloat16", options=(("label_smoothing", 0.1),)),
     Case(1, 2300, "sorted", weights=True, options=(("label_smoothing", 0.1),)),
+    *(Case(2, width, "sorted", options=options(label_smoothing=0.1)) for width in (1020, 1023)),
+    Case(2, 1203, "confident", options=options(label_smoothing=1.0, reduction="none")),
+    Case(2, 1111, "huge offset", options=options(label_smoothing=0.1)),
+    *(Case(2, 1030, "wide", dtype, options=options(softcap=5.0)) for dtype in ("float32", "float16", "float64")),
+    Case(2, 2048, "sorted", "bfloat16", options=options(softcap=30.0, label_smoothing=0.1, temperature=0.7)),
+    Case(2, 1030, "flat", options=options(softcap=0.01, reduction="none")),
 )
 
 

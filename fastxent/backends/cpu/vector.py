@@ -137,15 +137,32 @@ def where(typing, condition, yes, no):
     return result(condition, yes, no), lower
 
 
+def _of_llvm(name, kind):
+    """What lowers to an intrinsic of LLVM, all of whose operands are of one kind, a vector or a scalar."""
+
+    def lower(context, builder, sig, args):
+        symbol = f"llvm.{name}.{suffix(kind) if isinstance(kind, Vector) else f'f{kind.bitwidth}'}"
+        return call(builder, symbol, args[0].type, args)
+
+    return lower
+
+
 @intrinsic
 def rint(typing, x):
     """The nearest whole number, ties to even."""
+    return x(x), _of_llvm("rint", x)
 
-    def lower(context, builder, sig, args):
-        kind = suffix(x) if isinstance(x, Vector) else f"f{x.bitwidth}"
-        return call(builder, f"llvm.rint.{kind}", args[0].type, args)
 
-    return x(x), lower
+@intrinsic
+def absolute(typing, x):
+    """Without its sign."""
+    return x(x), _of_llvm("fabs", x)
+
+
+@intrinsic
+def copysign(typing, size, x):
+    """A number of this size with the sign of ``x``."""
+    return x(x, x), _of_llvm("copysign", x)
 
 
 @intrinsic

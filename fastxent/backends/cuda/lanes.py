@@ -175,6 +175,21 @@ def _exp2_of_fraction(context, builder, kind, x):
     return assembly(builder, x.type, "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x])
 
 
+def _reciprocal(context, builder, kind, x):
+    return assembly(builder, x.type, "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x])
+
+
+def _absolute(context, builder, kind, x):
+    letter = _letter(kind)
+    return assembly(builder, x.type, f"abs.f{kind.bitwidth} $0, $1;", f"={letter},{letter}", [x])
+
+
+def _copysign(context, builder, kind, size, x):
+    letter = _letter(kind)
+    text = f"copysign.f{kind.bitwidth} $0, $2, $1;"
+    return assembly(builder, x.type, text, f"={letter},{letter},{letter}", [size, x])
+
+
 def _rint(context, builder, kind, x):
     letter = _letter(kind)
     return assembly(builder, x.type, f"cvt.rni.f{kind.bitwidth}.f{kind.bitwidth} $0, $1;", f"={letter},{letter}", [x])
@@ -216,8 +231,11 @@ rint = _elementwise(
     "The nearest whole number, ties to even.",
 )
 exp2_of_fraction = _elementwise(
-    "exp2_of_fraction", 1, _exp2_of_fraction, "2**x of a float32 in [-1/2, 1/2], within 2**-22.5 of it."
+    "exp2_of_fraction", 1, _exp2_of_fraction, "2**x of a float32, within two units of the last place."
 )
+absolute = _elementwise("absolute", 1, _absolute, "Without its sign.")
+copysign = _elementwise("copysign", 2, _copysign, "A number of this size with the sign of x.")
+reciprocal = _elementwise("reciprocal", 1, _reciprocal, "1 / x of a float32, within 2**-23 of it.")
 at_least = _elementwise("at_least", 2, _at_least, "The larger of x and a floor; NaN in x stays.")
 less_the_base = _elementwise("less_the_base", 2, _less_the_base, "x - base, only where control comes by.")
 flushed_product = _elementwise(

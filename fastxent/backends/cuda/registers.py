@@ -69,11 +69,12 @@ def build_record(ops, kind, sums):
                 if is_long:
                     found, best = take_each(far, left, j, row, start, classes, gone, shares, cap, found, best, rate)
                 return group_sums(found, best, start, rate)
+            none = no_lanes(zero)
             _, exponent, magic, floor, _ = follow(zero, start_exponent, highest, rate)
-            lanes, _ = plus_four_words(no_lanes(zero), 0, near, words, rate, magic, floor)
+            lanes, _ = plus_four_words(none, none, near, words, zero, zero, rate, magic, floor)
             total, low = sum_lanes(lanes), zero
             if is_long:
-                lanes, _ = plus_four_words(no_lanes(zero), 0, far, left, rate, magic, floor)
+                lanes, _ = plus_four_words(none, none, far, left, zero, zero, rate, magic, floor)
                 total, low = add_exactly(total, zero, sum_lanes(lanes))
             whole = group_total(to_float64(total) + to_float64(low), 3)
             return 0.0, to_float64(exponent), whole, peak, 0.0, 0.0, peak, 0.0

@@ -25,6 +25,7 @@ from fastxent.backends.cuda.scheduler import NONSENSE, Launch, SimulationError
 from fastxent.rowmath import NumpyOps
 
 _EX2_UNITS = 2  # last places that the CUDA C++ programming guide allows exp2f, which is ex2.approx
+_RCP_UNITS = 1  # and at most so many has the PTX ISA's 2^-23 of rcp.approx
 
 
 class Machine:
@@ -308,11 +309,19 @@ def _add_to(address, value):
     store_int64(address, load_int64(address) + value)
 
 
+def _off_by(units, nearest, x):
+    """A result off by as much as a GPU's may be, up or down as the last bit of ``x`` has it."""
+    off = np.where(np.asarray(x).view(np.int32) & 1, units, -units).astype(np.int32)
+    return np.where(np.isfinite(nearest) & (nearest != 0), (nearest.view(np.int32) + off).view(np.float32), nearest)
+
+
 def _exp2_of_fraction(x):
-    """Off by as much as a GPU may be, up or down."""
     nearest = np.exp2(np.asarray(x, np.float64)).astype(np.float32)
-    off = np.where(np.asarray(x).view(np.int32) & 1, _EX2_UNITS, -_EX2_UNITS).astype(np.int32)
-    return np.where(np.asarray(x) == 0, np.float32(1), (nearest.view(np.int32) + off).view(np.float32))
+    return np.where(np.asarray(x) == 0, np.float32(1), _off_by(_EX2_UNITS, nearest, x))
+
+
+def _reciprocal(x):
+    return _off_by(_RCP_UNITS, (1.0 / np.asarray(x, np.float64)).astype(np.float32), x)
 
 
 def _fma(a, b, c):
@@ -390,6 +399,9 @@ OPS = SimpleNamespace(
     rint=np.rint,
     to_float64=NumpyOps.to_float64,
     exp2_of_fraction=_exp2_of_fraction,
+    reciprocal=_reciprocal,
+    absolute=np.abs,
+    copysign=np.copysign,
     larger=np.fmax,
     less_the_base=np.subtract,
     weighted=_weighted,

@@ -79,9 +79,11 @@ def build_sums(ops, kind, moments=None):
     along = build_along(ops, form)
     plus_all, add_exactly, first_equal = along.add, along.add_exactly, along.first_equal
     watch = build_no_moments(ops) if moments is None else moments
-    # nothing beside the sum follows the largest logit
-    late = moments is None and not (largest or spread)
-    plain = late and not capped and form.highest is not None
+    # beside the sum nothing is under its power
+    late = moments is None and not largest
+    # all that is wanted of a word is its sum, and that of the logits themselves
+    by_four = late and kind.spread in ("none", "even") and form.highest is not None
+    plain = by_four and not (capped or spread)
     lift, limit = real.type(rowmath.LIFT), real.limit
     # logits so many octaves below a sum's largest, its `LIFT` above the rest, are 0 in it
     clear_of_limit = real.type(2 * real.bias) - real.limit
@@ -111,6 +113,14 @@ def build_sums(ops, kind, moments=None):
         return weighted(mass, fma(highest, scale, top * minus_scale))
 
     @function
+    def with_top(gaps, masses, top, highest):
+        """The lanes' differences from a thread's largest logit, and that, where ``highest`` is one of its logits."""
+        if spread and highest > top:
+            # a whole power of two of it in each lane
+            gaps = gaps + no_lanes(lifted(masses, top, highest) * of_lane)
+        return gaps, larger(top, highest)
+
+    @function
     def plus_four(lanes, seen, x, reach, rate, magic, floor):
         power, size = exp_parts(x, rate, magic, floor)
         return fma(power, size, lanes), plus_moments(seen, power, size, x, reach, floor)
@@ -135,14 +145,11 @@ def build_sums(ops, kind, moments=None):
         base, _, magic, floor, factor = follow(base, magic_zero - magic, highest, rate)
         seen = lifted_moments(seen, lanes, total, top, highest, factor)
         lanes, total, low = lanes * factor, total * factor, low * factor
-        if spread:
-            # a whole power of two of it in each lane
-            gaps = gaps + no_lanes(lifted(masses, top, highest) * of_lane)
         bound = highest
         if late and base == zero:  # and stays so up to the limit
             octave = one / rate[0]
             bound = min(highest + lift * octave, limit * octave)
-        return lanes, total, low, base, magic, floor, highest, gaps, masses, seen, bound
+        return lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound
 
     @function
     def raise_reference(x, first, highest, sums, best, rate):
@@ -187,7 +194,7 @@ def build_sums(ops, kind, moments=None):
         elif largest:
             best = best[0], larger(best[1], highest)
         lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
-        top = larger(top, highest)
+        gaps, top = with_top(gaps, masses, top, highest)
         seen = noted(seen, stored, first)
         if spread:
             anchor = top if top > nothing else zero
@@ -202,12 +209,6 @@ def build_sums(ops, kind, moments=None):
         lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
         total, low = add_exactly(total, low, sum_lanes(lanes))
         return no_lanes(zero), total, low, base, magic, floor, top, gaps, masses, flushed(seen), bound
-
-    @function
-    def in_units(x, cap):
-        if capped:
-            return tanh_parts(x * cap)[0]
-        return x
 
     @function
     def take(word, j, row, start, classes, gone, shares, cap, sums, best, rate):
@@ -244,24 +245,38 @@ def build_sums(ops, kind, moments=None):
         return base == zero and octaves < limit and octaves > clear_of_limit
 
     @function
-    def plus_four_words(lanes, seen, four, left, rate, magic, floor):
-        """The words of a strip, ``left`` of them, that are a thread's next four."""
-        lanes, seen = plus_exp(lanes, seen, decode(four[0]), floor, rate, magic, floor)
-        if left > threads:
-            lanes, seen = plus_exp(lanes, seen, decode(four[1]), floor, rate, magic, floor)
-        if left > 2 * threads:
-            lanes, seen = plus_exp(lanes, seen, decode(four[2]), floor, rate, magic, floor)
-        if left > 3 * threads:
-            lanes, seen = plus_exp(lanes, seen, decode(four[3]), floor, rate, magic, floor)
-        return lanes, seen
+    def in_units(x, cap):
+        if capped:
+            return tanh_parts(x * cap)[0]
+        return x
 
     @function
-    def made_ready(four, is_whole, sums, rate):
+    def plus_word(lanes, gaps, word, cap, anchor, rate, magic, floor):
+        x = in_units(decode(word), cap)
+        if spread:
+            gaps = plus_all(gaps, fma(x, minus_scale, lanes_of(anchor * scale)))
+        return plus_exp(lanes, 0, x, floor, rate, magic, floor)[0], gaps
+
+    @function
+    def plus_four_words(lanes, gaps, four, left, cap, anchor, rate, magic, floor):
+        """The words of a strip, ``left`` of them, that are a thread's next four; no class has gone from these."""
+        lanes, gaps = plus_word(lanes, gaps, four[0], cap, anchor, rate, magic, floor)
+        if left > threads:
+            lanes, gaps = plus_word(lanes, gaps, four[1], cap, anchor, rate, magic, floor)
+        if left > 2 * threads:
+            lanes, gaps = plus_word(lanes, gaps, four[2], cap, anchor, rate, magic, floor)
+        if left > 3 * threads:
+            lanes, gaps = plus_word(lanes, gaps, four[3], cap, anchor, rate, magic, floor)
+        return lanes, gaps
+
+    @function
+    def made_ready(four, is_whole, cap, sums, rate):
         """For four words that want nothing but to be added, whether they are, their largest logit, and the sums, whose
         reference is that of it. Not where the class that has gone is among them, unless ``is_whole`` without it.
         """
-        if plain:
-            highest, is_calm = highest_of_four(four[0], four[1], four[2], four[3]), is_whole and sums[3] == zero
+        if by_four:
+            highest = in_units(highest_of_four(four[0], four[1], four[2], four[3]), cap)
+            is_calm = is_whole and sums[3] == zero
             if is_calm and not highest <= bound_of(sums):
                 is_calm = keeps_the_base(highest, sums[3], rate)
                 if is_calm:
@@ -270,17 +285,21 @@ def build_sums(ops, kind, moments=None):
         return False, zero, sums
 
     @function
-    def take_calmly(four, left, highest, sums, rate):
+    def take_calmly(four, left, highest, cap, sums, rate):
         lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
-        lanes, seen = plus_four_words(lanes, seen, four, left, rate, magic, floor)
-        return lanes, total, low, base, magic, floor, larger(top, highest), gaps, masses, seen, bound
+        gaps, top = with_top(gaps, masses, top, highest)
+        anchor = top if top > nothing else zero
+        lanes, gaps = plus_four_words(lanes, gaps, four, left, cap, anchor, rate, magic, floor)
+        if spread:
+            masses += to_real(min(int32(AHEAD), int32((left - 1) // threads + 1)) * count)
+        return lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound
 
     @function
     def take_whole(four, ahead, j, row, start, classes, gone, shares, cap, sums, best, rate):
         """Four words within the strip, from word ``j`` on; the class that has gone is in the word so far ``ahead``."""
-        is_calm, highest, sums = made_ready(four, not (ahead >= 0 and ahead < AHEAD * threads), sums, rate)
+        is_calm, highest, sums = made_ready(four, not (ahead >= 0 and ahead < AHEAD * threads), cap, sums, rate)
         if is_calm:
-            sums = take_calmly(four, int32(AHEAD * threads), highest, sums, rate)
+            sums = take_calmly(four, int32(AHEAD * threads), highest, cap, sums, rate)
         else:
             sums, best = take(four[0], j, row, start, classes, gone, shares, cap, sums, best, rate)
             sums, best = take(four[1], j + threads, row, start, classes, gone, shares, cap, sums, best, rate)
@@ -290,7 +309,7 @@ def build_sums(ops, kind, moments=None):
 
     @function
     def take_each(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate):
-        """The last four words of the strip one by one, of which ``left`` are left to the group."""
+        """The last four words of the strip one by one, of which ``left`` are left."""
         sums, best = take_last(four[0], j, row, start, classes, gone, shares, cap, sums, best, rate)
         if left > threads:
             j = int32(j + threads)
@@ -304,10 +323,17 @@ def build_sums(ops, kind, moments=None):
         return flush(sums), best
 
     @function
-    def take_some(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate):
-        is_calm, highest, sums = made_ready(four, True, sums, rate)
+    def are_counted(j, last_word, classes, gone_word):
+        """Whether every logit of a thread's last four words counts: none has gone, none lies beyond the end."""
+        ahead, cut = int32(gone_word - j), classes % count != 0 and (last_word - j) % threads == 0
+        return not cut and not (ahead >= 0 and ahead < AHEAD * threads)
+
+    @function
+    def take_some(four, left, are_whole, j, row, start, classes, gone, shares, cap, sums, best, rate):
+        """The last four words of the strip, of which ``left`` are left; hidden is what does not count."""
+        is_calm, highest, sums = made_ready(four, are_whole, cap, sums, rate)
         if is_calm:
-            return flush(take_calmly(four, left, highest, sums, rate)), best
+            return flush(take_calmly(four, left, highest, cap, sums, rate)), best
         return take_each(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate)
 
     @function
@@ -335,14 +361,16 @@ def build_sums(ops, kind, moments=None):
             if slots != -1:
                 keep_whole(int32(slots + j * 16), four)
             j, left = int32(j + AHEAD * threads), int32(left - AHEAD * threads)
-        left = int32(last_word + 1 + t - j)
+        # the group's, so that it stays together, where what is hidden is nothing to a sum; else the thread's own
+        left = int32(last_word + 1 - j) if by_four and not plain else int32(last_word + 1 + t - j)
         if left > 0:
             four = fetch_some(place, j, last_word, misplaced, first, last)
             if slots != -1:
                 keep_some(slots, j, last_word, four)
-            if plain:
+            if by_four:
                 four = hidden(four, j, classes, gone, gone_word)
-            sums, best = take_some(four, left, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            are_whole = plain or are_counted(j, last_word, classes, gone_word)
+            sums, best = take_some(four, left, are_whole, j, row, start, classes, gone, shares, cap, sums, best, rate)
         return sums, best
 
     @function
