@@ -122,7 +122,7 @@ def run(code, *arguments, **environment):
 
 
 # the others differ in how a number is decoded and encoded, not in where
-SHARE = ("float32", "float64", "float16", "float8_e4m3fn")
+SHARE = ("float32", "float16")
 EACH = [pytest.param(dtype, marks=[] if dtype in SHARE else pytest.mark.slow) for dtype in DTYPES]
 
 
