@@ -201,8 +201,7 @@ def build_terms(ops, real):
         return fma(p, f, c[0])
 
     # a GPU has an instruction for 2**f in float32
-    of_machine = getattr(ops, "exp2_of_fraction", None)
-    exp2_of_fraction = of_machine if of_machine and real.type is np.float32 else polynomial
+    exp2_of_fraction = getattr(ops, "exp2", polynomial) if real.type is np.float32 else polynomial
 
     @function
     def shifted_by_operator(k, places):
@@ -286,11 +285,11 @@ def build_terms(ops, real):
 
     @function
     def exp_of_minus_twice_by_machine(size):
-        return of_machine(size * minus_two_log2e)
+        return exp2_of_fraction(size * minus_two_log2e)
 
     # beside 1 the rounding of its exponent is nothing, and the slope of a tanh far out is known no better
-    by_machine = exp2_of_fraction is of_machine
-    exp_of_minus_twice = exp_of_minus_twice_by_machine if by_machine else exp_of_minus_twice_by_terms
+    by_terms = exp2_of_fraction is polynomial
+    exp_of_minus_twice = exp_of_minus_twice_by_terms if by_terms else exp_of_minus_twice_by_machine
 
     @function
     def over(x):

@@ -171,7 +171,7 @@ def _letter(kind):
     return {32: "f", 64: "d"}[kind.bitwidth]
 
 
-def _exp2_of_fraction(context, builder, kind, x):
+def _exp2(context, builder, kind, x):
     return assembly(builder, x.type, "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x])
 
 
@@ -230,9 +230,7 @@ rint = _elementwise(
     _rint,
     "The nearest whole number, ties to even.",
 )
-exp2_of_fraction = _elementwise(
-    "exp2_of_fraction", 1, _exp2_of_fraction, "2**x of a float32, within two units of the last place."
-)
+exp2 = _elementwise("exp2", 1, _exp2, "2**x of a float32, within two units of the last place.")
 absolute = _elementwise("absolute", 1, _absolute, "Without its sign.")
 copysign = _elementwise("copysign", 2, _copysign, "A number of this size with the sign of x.")
 reciprocal = _elementwise("reciprocal", 1, _reciprocal, "1 / x of a float32, within 2**-23 of it.")

@@ -315,7 +315,7 @@ def _off_by(units, nearest, x):
     return np.where(np.isfinite(nearest) & (nearest != 0), (nearest.view(np.int32) + off).view(np.float32), nearest)
 
 
-def _exp2_of_fraction(x):
+def _exp2(x):
     nearest = np.exp2(np.asarray(x, np.float64)).astype(np.float32)
     return np.where(np.asarray(x) == 0, np.float32(1), _off_by(_EX2_UNITS, nearest, x))
 
@@ -398,7 +398,7 @@ OPS = SimpleNamespace(
     where=np.where,
     rint=np.rint,
     to_float64=NumpyOps.to_float64,
-    exp2_of_fraction=_exp2_of_fraction,
+    exp2=_exp2,
     reciprocal=_reciprocal,
     absolute=np.abs,
     copysign=np.copysign,
