@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from fastxent import checks
 from fastxent.backends.cuda.scratch import refuse_capture
 
 
@@ -215,6 +216,14 @@ def library_of(array, machine):
     if not isinstance(array, DeviceArray) and not hasattr(array, "__cuda_array_interface__"):
         raise TypeError(f"arrays of {name} on a device are not known here: torch, cupy or the CUDA array interface")
     return _Interface(machine)
+
+
+def library_of_logits(logits, machine):
+    """`library_of` logits that can be taken as they are, and are on the device that kernels run on."""
+    checks.refuse_misread(logits, "logits")
+    library = library_of(logits, machine)
+    check_device(library, logits, "logits")
+    return library
 
 
 def check_device(library, array, name):

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastxent import arguments, checks
 from fastxent.backends.cuda import arrangement, calls, launches, resident
-from fastxent.backends.cuda.arrays import check_device, in_line, library_of
+from fastxent.backends.cuda.arrays import in_line, library_of_logits
 from fastxent.backends.cuda.inputs import bits_of, scaling_of
 from fastxent.backends.cuda.kernels import Written
 from fastxent.backends.cuda.losses import GROUP, Loss, Upstream
@@ -34,9 +34,7 @@ def cross_entropy_with_grad(logits, targets, options, *, grad_output=1.0, out=No
 def ready(logits, axis=-1):
     """Shape and `DeviceRows` of logits, once what was asked of their stream is done: for verbs, which wait anyway."""
     machine = runner().machine
-    library = library_of(logits, machine)
-    checks.refuse_misread(logits, "logits")
-    check_device(library, logits, "logits")
+    library = library_of_logits(logits, machine)
     view = library.view(logits)
     checks.check_logits(view.shape, view.dtype, axis)
     if axis not in (-1, len(view.shape) - 1):
@@ -49,9 +47,7 @@ def ready(logits, axis=-1):
 def _asked(logits, targets, options, gradient, check):
     """A call by the plan of one like it, or by one that is made of it."""
     machine = runner().machine
-    checks.refuse_misread(logits, "logits")
-    library = library_of(logits, machine)
-    check_device(library, logits, "logits")
+    library = library_of_logits(logits, machine)
     slot = scratch_of(machine, handle := library.stream(logits))
     given = {"logits": logits, "targets": targets, "weight": options.weight, "sample_weight": options.sample_weight}
     given |= gradient or {}

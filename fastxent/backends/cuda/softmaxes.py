@@ -2,7 +2,7 @@
 
 from fastxent import checks
 from fastxent.backends.cuda import arrangement, calls, launches, resident
-from fastxent.backends.cuda.arrays import check_device, library_of
+from fastxent.backends.cuda.arrays import library_of_logits
 from fastxent.backends.cuda.inputs import scaling_of
 from fastxent.backends.cuda.kernels import Written
 from fastxent.backends.cuda.losses import Loss, Upstream
@@ -35,9 +35,7 @@ def _entries(entries, logits, axis, temperature, out):
 def _asked(what, logits, out, axis, temperature, keepdims=False):
     """What has been made, the caller's library, and the place that was written to, if there was one."""
     machine = runner().machine
-    checks.refuse_misread(logits, "logits")
-    library = library_of(logits, machine)
-    check_device(library, logits, "logits")
+    library = library_of_logits(logits, machine)
     view = library.view(logits)
     checks.check_logits(view.shape, view.dtype, axis)
     rows = arrangement.in_rows(logits, axis, library)
