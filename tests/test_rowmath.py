@@ -163,6 +163,14 @@ def test_tanh_and_its_slope_within_their_bounds(dtype):
             assert abs(mpmath.mpf(float(own)) - exact) <= 4 * eps * exact
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tanh_has_the_same_bits_beside_numbers_of_any_size(dtype):
+    terms = rowmath.build_terms(rowmath.NumpyOps, REALS[dtype])
+    y = np.linspace(-0.6249, 0.6249, 999).astype(dtype)
+    for alone, beside in zip(terms.tanh_parts(y), terms.tanh_parts(np.append(y, y.dtype.type(3))), strict=True):
+        assert alone.tobytes() == beside[:-1].tobytes()
+
+
 def test_tanh_at_the_ends():
     terms = rowmath.build_terms(rowmath.NumpyOps, rowmath.FLOAT32)
     with np.errstate(invalid="ignore"):

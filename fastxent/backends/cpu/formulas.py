@@ -7,7 +7,18 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from fastxent import rowmath
-from fastxent.backends.cpu.vector import Vector, absolute, at_least, bits, copysign, fma, rint, to_float64, where
+from fastxent.backends.cpu.vector import (
+    Vector,
+    absolute,
+    at_least,
+    bits,
+    copysign,
+    everywhere,
+    fma,
+    rint,
+    to_float64,
+    where,
+)
 
 # "numpy": division by zero gives inf; no fastmath anywhere: the kernels ask for each fused multiply-add by name.
 # Without _nrt=False every call that takes a row counts references to its array, with a call and spills in the loops:
@@ -22,7 +33,7 @@ inlined = njit(
 
 _OPS = SimpleNamespace(
     function=inlined, fma=fma, at_least=at_least, bits=bits, where=where, rint=rint, to_float64=to_float64,
-    absolute=absolute, copysign=copysign,
+    absolute=absolute, copysign=copysign, everywhere=everywhere,
 )  # fmt: skip
 _TERMS = {
     types.float32: rowmath.build_terms(_OPS, rowmath.FLOAT32),

@@ -299,6 +299,19 @@ def bits_of_lanes(typing, condition):
 
 
 @intrinsic
+def everywhere(typing, condition):
+    """Whether the condition holds in all lanes; of a scalar, whether it holds."""
+
+    def lower(context, builder, sig, args):
+        if condition == types.boolean:
+            return args[0]
+        lanes = builder.bitcast(args[0], ir.IntType(LANES))
+        return builder.icmp_signed("==", lanes, ir.Constant(lanes.type, -1))
+
+    return types.boolean(condition), lower
+
+
+@intrinsic
 def lowest_bit(typing, number):
     """Which is the lowest bit that is set; ``number`` is not 0."""
 

@@ -5,6 +5,7 @@ become separate instructions; what matters is that `fastxent.rowmath` and the ke
 of how many lanes there are. Only arithmetic is here; `primitives` loads and stores.
 """
 
+import functools
 import operator
 
 from llvmlite import ir
@@ -374,6 +375,18 @@ def lane(typing, x, k):
         return chosen
 
     return x.element(x, k), lower
+
+
+@intrinsic
+def everywhere(typing, condition):
+    """Whether the condition holds in all lanes; of a scalar, whether it holds."""
+
+    def lower(context, builder, sig, args):
+        if condition == types.boolean:
+            return args[0]
+        return functools.reduce(builder.and_, split(builder, args[0]))
+
+    return types.boolean(condition), lower
 
 
 def _half(name, of):

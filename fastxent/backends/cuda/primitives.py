@@ -341,6 +341,7 @@ OPS = SimpleNamespace(
     reciprocal=lanes.reciprocal,
     absolute=lanes.absolute,
     copysign=lanes.copysign,
+    everywhere=lanes.everywhere,
     larger=lanes.larger,
     less_the_base=lanes.less_the_base,
     weighted=lanes.weighted,

@@ -402,6 +402,7 @@ OPS = SimpleNamespace(
     reciprocal=_reciprocal,
     absolute=np.abs,
     copysign=np.copysign,
+    everywhere=np.all,
     larger=np.fmax,
     less_the_base=np.subtract,
     weighted=_weighted,
