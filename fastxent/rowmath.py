@@ -171,7 +171,7 @@ def build_terms(ops, real):
     rint, function, absolute, copysign = ops.rint, ops.function, ops.absolute, ops.copysign
     everywhere = ops.everywhere
     shift, magic_zero, bias, limit, zero = real.shift, real.magic, real.bias, real.limit, real.zero
-    one, four, small = (real.type(number) for number in (1, 4, 0.625))
+    one, minus_two, four, small = (real.type(number) for number in (1, -2, 4, 0.625))
     nothing, lift, reach_of_base = (real.type(number) for number in (-np.inf, LIFT, REACH))
     no_exponent = real.type(NO_EXPONENT)
     c, (above, below) = real.coefficients, real.tanh
@@ -278,20 +278,6 @@ def build_terms(ops, real):
         power, scale = exp_parts(zero - size, unit, magic_zero, lowest)
         return power * scale
 
-    minus_two_log2e = real.type(-2.0 * float(_LOG2E))
-
-    @function
-    def exp_of_minus_twice_by_terms(size):
-        return exp_of_minus(size + size)
-
-    @function
-    def exp_of_minus_twice_by_machine(size):
-        return exp2_of_fraction(size * minus_two_log2e)
-
-    # beside 1 the rounding of its exponent is nothing, and the slope of a tanh far out is known no better
-    by_terms = exp2_of_fraction is polynomial
-    exp_of_minus_twice = exp_of_minus_twice_by_terms if by_terms else exp_of_minus_twice_by_machine
-
     @function
     def over(x):
         return one / x
@@ -324,9 +310,9 @@ def build_terms(ops, real):
     def tanh_anywhere(y):
         """The slope is 4 q / (1 + q)^2 with q = exp(-2 |y|), where 1 - tanh^2 would lose digits."""
         size = absolute(y)
-        q = exp_of_minus_twice(size)
+        q = exp_of_minus(size + size)
         share = reciprocal(one + q)
-        far = (one - q) * share
+        far = fma(minus_two * q, share, one)
         close, slope = tanh_near_zero(y)
         near = size < small
         return where(near, close, copysign(far, y)), where(near, slope, four * (q * share) * share)

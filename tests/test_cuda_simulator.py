@@ -166,6 +166,22 @@ def test_softmax_log_softmax_and_logsumexp(dtype, classes, kind):
     exact.assert_close(lse, (peak + excess)[:, 0], (np.abs(peak) + excess)[:, 0], exact.LOSS[computed], tiny)
 
 
+@pytest.mark.parametrize("classes", [2, 40, 600])
+def test_all_others_without_mass_leave_a_smoothed_loss_infinite(classes):
+    logits = np.full((1, classes), -np.inf, np.float32)
+    logits[0, 1] = 1.0
+    assert fastxent.cross_entropy(logits, [1], label_smoothing=0.1, backend="cuda") == np.inf
+
+
+def test_far_beyond_a_softcap():
+    """Where tanh has its exponential from a reciprocal that is no number any more."""
+    logits = np.linspace(40, 60, 257, dtype=np.float32)[:, None] * np.float32([1, 0.01, -1])
+    for softcap in (1.0, 0.7):
+        want = fastxent.cross_entropy(logits, np.ones(257, int), softcap=softcap, reduction="none", backend="reference")
+        got = fastxent.cross_entropy(logits, np.ones(257, int), softcap=softcap, reduction="none", backend="cuda")
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [[-np.inf] * 3, [np.inf, 0, 0], [np.nan, 0, 1], [np.nan] * 3], ids=str)
 @pytest.mark.parametrize("classes", [40, 600])
 def test_a_bad_row_is_nan_alone(bad, classes):

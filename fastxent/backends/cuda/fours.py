@@ -1,7 +1,8 @@
 """Four words of a strip at a time: fetched together, looked at together, added together.
 
 A thread's four are ``threads`` words apart. Where the strip ends among them its last word is fetched in place of those
-that are not there, and all its numbers are made -inf: the threads of a warp stay together to the end of a row.
+that are not there, and all its numbers are made -inf: where that is nothing to what is wanted of them, the threads of a
+warp stay together to the end of a row.
 """
 
 from types import SimpleNamespace

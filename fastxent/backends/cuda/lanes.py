@@ -231,10 +231,14 @@ rint = _elementwise(
     _rint,
     "The nearest whole number, ties to even.",
 )
-exp2 = _elementwise("exp2", 1, _exp2, "2**x of a float32, within two units of the last place.")
+exp2 = _elementwise(
+    "exp2", 1, _exp2, "2**x of a float32, within two units of the last place; below the smallest normal it is 0."
+)
 absolute = _elementwise("absolute", 1, _absolute, "Without its sign.")
 copysign = _elementwise("copysign", 2, _copysign, "A number of this size with the sign of x.")
-reciprocal = _elementwise("reciprocal", 1, _reciprocal, "1 / x of a float32, within 2**-23 of it.")
+reciprocal = _elementwise(
+    "reciprocal", 1, _reciprocal, "1 / x of a float32, within 2**-23 times it; below the smallest normal it is 0."
+)
 at_least = _elementwise("at_least", 2, _at_least, "The larger of x and a floor; NaN in x stays.")
 less_the_base = _elementwise("less_the_base", 2, _less_the_base, "x - base, only where control comes by.")
 flushed_product = _elementwise(

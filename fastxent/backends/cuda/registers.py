@@ -71,10 +71,10 @@ def build_record(ops, kind, sums):
                 return group_sums(found, best, start, rate)
             none = no_lanes(zero)
             _, exponent, magic, floor, _ = follow(zero, start_exponent, highest, rate)
-            lanes, _ = plus_four_words(none, none, near, words, zero, zero, rate, magic, floor)
+            lanes, _, _ = plus_four_words(none, none, 0, near, words, zero, zero, rate, magic, floor)
             total, low = sum_lanes(lanes), zero
             if is_long:
-                lanes, _ = plus_four_words(none, none, far, left, zero, zero, rate, magic, floor)
+                lanes, _, _ = plus_four_words(none, none, 0, far, left, zero, zero, rate, magic, floor)
                 total, low = add_exactly(total, zero, sum_lanes(lanes))
             whole = group_total(to_float64(total) + to_float64(low), 3)
             return 0.0, to_float64(exponent), whole, peak, 0.0, 0.0, peak, 0.0

@@ -310,9 +310,10 @@ def _add_to(address, value):
 
 
 def _off_by(units, nearest, x):
-    """A result off by as much as a GPU's may be, up or down as the last bit of ``x`` has it."""
+    """A result off by as much as a GPU's may be, up or down as the last bit of ``x`` has it; none is subnormal."""
     off = np.where(np.asarray(x).view(np.int32) & 1, units, -units).astype(np.int32)
-    return np.where(np.isfinite(nearest) & (nearest != 0), (nearest.view(np.int32) + off).view(np.float32), nearest)
+    result = np.where(np.isfinite(nearest) & (nearest != 0), (nearest.view(np.int32) + off).view(np.float32), nearest)
+    return np.where(np.abs(nearest) < np.finfo(np.float32).tiny, np.float32(0), result)
 
 
 def _exp2(x):

@@ -251,28 +251,29 @@ def build_sums(ops, kind, moments=None):
         return x
 
     @function
-    def plus_word(lanes, gaps, word, cap, anchor, rate, magic, floor):
+    def plus_word(lanes, gaps, seen, word, cap, anchor, rate, magic, floor):
         x = in_units(decode(word), cap)
         if spread:
             gaps = plus_all(gaps, fma(x, minus_scale, lanes_of(anchor * scale)))
-        return plus_exp(lanes, 0, x, floor, rate, magic, floor)[0], gaps
+        lanes, seen = plus_exp(lanes, seen, x, floor, rate, magic, floor)
+        return lanes, gaps, seen
 
     @function
-    def plus_four_words(lanes, gaps, four, left, cap, anchor, rate, magic, floor):
+    def plus_four_words(lanes, gaps, seen, four, left, cap, anchor, rate, magic, floor):
         """The words of a strip, ``left`` of them, that are a thread's next four; no class has gone from these."""
-        lanes, gaps = plus_word(lanes, gaps, four[0], cap, anchor, rate, magic, floor)
+        lanes, gaps, seen = plus_word(lanes, gaps, seen, four[0], cap, anchor, rate, magic, floor)
         if left > threads:
-            lanes, gaps = plus_word(lanes, gaps, four[1], cap, anchor, rate, magic, floor)
+            lanes, gaps, seen = plus_word(lanes, gaps, seen, four[1], cap, anchor, rate, magic, floor)
         if left > 2 * threads:
-            lanes, gaps = plus_word(lanes, gaps, four[2], cap, anchor, rate, magic, floor)
+            lanes, gaps, seen = plus_word(lanes, gaps, seen, four[2], cap, anchor, rate, magic, floor)
         if left > 3 * threads:
-            lanes, gaps = plus_word(lanes, gaps, four[3], cap, anchor, rate, magic, floor)
-        return lanes, gaps
+            lanes, gaps, seen = plus_word(lanes, gaps, seen, four[3], cap, anchor, rate, magic, floor)
+        return lanes, gaps, seen
 
     @function
     def made_ready(four, is_whole, cap, sums, rate):
-        """For four words that want nothing but to be added, whether they are, their largest logit, and the sums, whose
-        reference is that of it. Not where the class that has gone is among them, unless ``is_whole`` without it.
+        """For four words that want nothing but to be added, whether they are, the largest of their logits, in the units
+        of sums, and the sums, whose reference is that of it. They are ``is_whole`` where each of their logits counts.
         """
         if by_four:
             highest = in_units(highest_of_four(four[0], four[1], four[2], four[3]), cap)
@@ -289,7 +290,7 @@ def build_sums(ops, kind, moments=None):
         lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound = sums
         gaps, top = with_top(gaps, masses, top, highest)
         anchor = top if top > nothing else zero
-        lanes, gaps = plus_four_words(lanes, gaps, four, left, cap, anchor, rate, magic, floor)
+        lanes, gaps, seen = plus_four_words(lanes, gaps, seen, four, left, cap, anchor, rate, magic, floor)
         if spread:
             masses += to_real(min(int32(AHEAD), int32((left - 1) // threads + 1)) * count)
         return lanes, total, low, base, magic, floor, top, gaps, masses, seen, bound
@@ -330,7 +331,9 @@ def build_sums(ops, kind, moments=None):
 
     @function
     def take_some(four, left, are_whole, j, row, start, classes, gone, shares, cap, sums, best, rate):
-        """The last four words of the strip, of which ``left`` are left; hidden is what does not count."""
+        """The last four words of the strip, of which ``left`` are left. Hidden is what does not count; ``are_whole``
+        says that it is nothing to what is wanted of them.
+        """
         is_calm, highest, sums = made_ready(four, are_whole, cap, sums, rate)
         if is_calm:
             return flush(take_calmly(four, left, highest, cap, sums, rate)), best
@@ -361,7 +364,7 @@ def build_sums(ops, kind, moments=None):
             if slots != -1:
                 keep_whole(int32(slots + j * 16), four)
             j, left = int32(j + AHEAD * threads), int32(left - AHEAD * threads)
-        # the group's, so that it stays together, where what is hidden is nothing to a sum; else the thread's own
+        # the thread's own where what is hidden would count; else the group's, which stays together
         left = int32(last_word + 1 - j) if by_four and not plain else int32(last_word + 1 + t - j)
         if left > 0:
             four = fetch_some(place, j, last_word, misplaced, first, last)
@@ -398,7 +401,9 @@ def build_sums(ops, kind, moments=None):
         gap, mass = 0.0, 0.0
         if spread:
             mass = group_total(to_float64(masses), 4)
-            own = to_float64(sum_lanes(gaps)) + to_float64(lifted(masses, top, to_real(highest)))
+            own = to_float64(sum_lanes(gaps))
+            if to_real(highest) > top:
+                own += to_float64(lifted(masses, top, to_real(highest)))
             gap = group_total(own, 5) / _SCALE
         return to_float64(new_base), to_float64(new_exponent), whole, peak, gap, mass, highest, winner
 
