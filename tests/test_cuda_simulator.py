@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import fastxent
+from fastxent import rowmath
 from fastxent.backends import cuda, reference
 from fastxent.backends.cpu import cache as cpu_cache
 from fastxent.backends.cuda import compiler, counts, kernels, losses, run, scores, simulated
@@ -171,6 +172,17 @@ def test_all_others_without_mass_leave_a_smoothed_loss_infinite(classes):
     logits = np.full((1, classes), -np.inf, np.float32)
     logits[0, 1] = 1.0
     assert fastxent.cross_entropy(logits, [1], label_smoothing=0.1, backend="cuda") == np.inf
+
+
+@pytest.mark.parametrize("softcap", [0.01, 5.0, 15.0, 30.0, 50.0])
+def test_a_softcap_adds_no_more_than_is_promised(softcap):
+    """However the exponential and the reciprocal err. The worst is where the polynomial ends."""
+    tanh_parts = rowmath.build_terms(simulated.OPS, rowmath.FLOAT32).tanh_parts
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(*ends, 100_000) for ends in ((0, 10), (0.6, 0.7))])
+    x = (x * softcap).astype(np.float32)
+    off = tanh_parts(x * np.float32(1 / softcap))[0] - np.tanh(x.astype(exact.REAL) / softcap)
+    assert np.abs(off).max() <= 2.0**-22
 
 
 def test_far_beyond_a_softcap():
