@@ -185,6 +185,14 @@ def test_a_softcap_adds_no_more_than_is_promised(softcap):
     assert np.abs(off).max() <= 2.0**-22
 
 
+def test_float64_near_its_largest_number():
+    with np.errstate(all="ignore"):  # as while a kernel runs
+        assert simulated.OPS.fma(np.float64(4e307), np.float64(1.5), np.float64(-1e307)) == 5e307
+    logits = np.tile(np.array([1.0, 0.5, 0.0, -0.5]) * 4e307, (3, 1))
+    want = fastxent.cross_entropy(logits, [0, 1, 2], reduction="none", backend="reference")
+    np.testing.assert_array_equal(fastxent.cross_entropy(logits, [0, 1, 2], reduction="none", backend="cuda"), want)
+
+
 def test_far_beyond_a_softcap():
     """Where tanh has its exponential from a reciprocal that is no number any more."""
     logits = np.linspace(40, 60, 257, dtype=np.float32)[:, None] * np.float32([1, 0.01, -1])

@@ -326,9 +326,9 @@ def _reciprocal(x):
 
 
 def _fma(a, b, c):
-    """Veltkamp's split makes a NaN of an infinity."""
-    plain = np.asarray(a) * b + c
-    return np.where(np.isfinite(plain), NumpyOps.fma(a, b, c), plain)[()]
+    """Veltkamp's split makes a NaN of an infinity, and of what becomes one in it."""
+    plain, exactly = np.asarray(a) * b + c, NumpyOps.fma(a, b, c)
+    return np.where(np.isfinite(plain) & ~np.isnan(exactly), exactly, plain)[()]
 
 
 def _weighted(weight, x):
