@@ -174,7 +174,7 @@ def build_terms(ops, real):
     one, minus_two, four, small = (real.type(number) for number in (1, -2, 4, 0.625))
     nothing, lift, reach_of_base = (real.type(number) for number in (-np.inf, LIFT, REACH))
     no_exponent = real.type(NO_EXPONENT)
-    c, (above, below) = real.coefficients, real.tanh
+    c, (over, under) = real.coefficients, real.tanh
     unit = rate(real.type)
     lowest = -bias / unit[0]
 
@@ -279,26 +279,26 @@ def build_terms(ops, real):
         return power * scale
 
     @function
-    def over(x):
+    def by_division(x):
         return one / x
 
     # rounded division takes a GPU a dozen instructions
-    reciprocal = getattr(ops, "reciprocal", over) if real.type is np.float32 else over
+    reciprocal = getattr(ops, "reciprocal", by_division) if real.type is np.float32 else by_division
 
     @function
     def highest_terms_of_five(z):
-        p = fma(z, above[4], above[3])
-        p = fma(p, z, above[2])
-        p = fma(p, z, above[1])
-        return fma(p, z, above[0])
+        p = fma(z, over[4], over[3])
+        p = fma(p, z, over[2])
+        p = fma(p, z, over[1])
+        return fma(p, z, over[0])
 
     @function
     def ratio_of_three_and_four(z):
-        p = fma(z, above[2], above[1])
-        q = fma(z + below[2], z, below[1])
-        return fma(p, z, above[0]) / fma(q, z, below[0])
+        p = fma(z, over[2], over[1])
+        q = fma(z + under[2], z, under[1])
+        return fma(p, z, over[0]) / fma(q, z, under[0])
 
-    near_zero = highest_terms_of_five if len(above) == 5 else ratio_of_three_and_four
+    near_zero = highest_terms_of_five if len(over) == 5 else ratio_of_three_and_four
 
     @function
     def tanh_near_zero(y):
