@@ -122,6 +122,8 @@ def test_common_kernels(asked, tmp_path):
         ("float32", "gradient", {}, 4, 12),
         ("float32", "gradient", {}, 1, 16),
         ("float32", "statistics", {"spread": "even"}, 4, 14.5),
+        ("float32", "gradient", {"spread": "even"}, 4, 14.75),
+        ("float32", "gradient", {"spread": "even"}, 1, 17.25),
         ("float32", "statistics", {"capped": True}, 4, 22.5),
         ("float32", "gradient", {"capped": True}, 4, 23),
         ("float32", "gradient", {"capped": True}, 1, 30),

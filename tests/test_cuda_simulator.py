@@ -194,7 +194,7 @@ def test_float64_near_its_largest_number():
 
 
 def test_far_beyond_a_softcap():
-    """Where tanh has its exponential from a reciprocal that is no number any more."""
+    """Where exp(-2 |y|) is less than the smallest normal number, and before."""
     logits = np.linspace(40, 60, 257, dtype=np.float32)[:, None] * np.float32([1, 0.01, -1])
     for softcap in (1.0, 0.7):
         want = fastxent.cross_entropy(logits, np.ones(257, int), softcap=softcap, reduction="none", backend="reference")
