@@ -18,6 +18,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
+
+class Table(SimpleNamespace):
+    """Functions or constants by name. It equals itself alone, so what is built over it is kept, and compiled once."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a namespace has none
+
+
 # log2 e as the sum of two float64
 _LOG2E = Fraction(1.4426950408889634) + Fraction(2.0355273740931033e-17)
 LN2 = 0.6931471805599453
@@ -88,7 +96,7 @@ def _divergence_series(exponential, logarithm):
 
 def _constants(real, integer, mantissa, coefficients, tanh, divergences, limit):
     bias = np.finfo(real).maxexp - 1
-    return SimpleNamespace(
+    return Table(
         type=real,
         shift=integer(mantissa),
         # adding 1.5 * 2**mantissa rounds to a whole number and leaves it in the low bits
@@ -165,6 +173,7 @@ class NumpyOps:
         return total + (((product - (total - back)) + (c - back)) + lost)
 
 
+@functools.cache
 def build_terms(ops, real):
     """The functions of one logit over ``ops`` with the constants ``real`` (FLOAT32 or FLOAT64)."""
     fma, at_least, bits, where = ops.fma, ops.at_least, ops.bits, ops.where
@@ -347,7 +356,7 @@ def build_terms(ops, real):
         kl = where(near, p * (square * exp_tail(u)), (q - p) - where(p > zero, p * u, zero))
         return kl, half * where(near, both * (square * entropy_of_half(square)), far)
 
-    return SimpleNamespace(
+    return Table(
         floor_of=floor_of,
         exp_of_fraction=exp_of_fraction,
         exp_parts=exp_parts,
@@ -360,6 +369,7 @@ def build_terms(ops, real):
     )
 
 
+@functools.cache
 def build_rows(ops):
     """The functions of a row's sums over ``ops``, all float64; arrays of rows do as well as one row.
 
@@ -518,7 +528,7 @@ def build_rows(ops):
         far = q * near
         return loss, where(x < 0.0, negative * far - positive * near, negative * near - positive * far)
 
-    return SimpleNamespace(
+    return Table(
         log1p=log1p,
         power_of_two=power_of_two,
         exp_split=exp_split,

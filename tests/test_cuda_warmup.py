@@ -3,6 +3,7 @@
 What calls ask for is taken down by a GPU of the real one's layout that runs next to nothing.
 """
 
+import inspect
 import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 import fastxent
 from fastxent import backends, checks, cli, shards
-from fastxent.backends.cuda import calls, compiler, forms, run, scratch, warmup
+from fastxent.backends.cuda import calls, compiler, forms, run, scratch, simulated, warmup
 from fastxent.backends.cuda.layout import GPU
 from fastxent.bench import gpu, gpu_checks, gpu_kernels
 
@@ -182,6 +183,22 @@ class TestCompiling:
         assert found[1] == [("float32", len(wanted[0]), 0), ("bfloat16", both, 0)]
         assert set(compilers) == {*wanted[0], *wanted[1]}
         assert len(compilers) == len(set(compilers)) == len(list(tmp_path.glob("*.cubin")))
+
+    def test_a_process_has_kernels_of_one_kind(self, compilers, monkeypatch):
+        """As many at once as share what is compiled of them; another may have the rest."""
+        batches, together = [], warmup._keep_all
+        monkeypatch.setattr(warmup, "_keep_all", lambda codes: batches.append(codes) or together(codes))
+        list(warmup.compile_all(["float32", "bfloat16"], SM_90))
+        assert sorted(map(len, batches))[-1] == warmup._BATCH
+        assert all(len({code.kind for code in codes}) == 1 for codes in batches)
+        kinds = {code.kind for code in compilers}
+        assert len(batches) <= len(kinds) + len(compilers) // warmup._BATCH
+
+    def test_kernels_of_a_kind_have_the_same_functions(self):
+        kind = GPU.kind("float32", 1000, False, "none", False)
+        made = [compiler.Code(name, kind, "float32", "gradient", "loss", SM_90) for name in ("statistics", "gradient")]
+        loss, gradient = (inspect.getclosurevars(compiler.function_of(simulated.OPS, code)).nonlocals for code in made)
+        assert loss["sum_in_turn"] is gradient["sum_in_turn"]
 
     def test_every_option_leaves_those_without_as_they_are(self, compilers):
         list(warmup.compile_all(["float16"], SM_90))

@@ -1,7 +1,5 @@
 """The formulas of `fastxent.rowmath` compiled for the CPU, over vectors and scalars, and how kernels are compiled."""
 
-from types import SimpleNamespace
-
 from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import overload
@@ -31,7 +29,7 @@ inlined = njit(
 )
 
 
-_OPS = SimpleNamespace(
+_OPS = rowmath.Table(
     function=inlined, fma=fma, at_least=at_least, bits=bits, where=where, rint=rint, to_float64=to_float64,
     absolute=absolute, copysign=copysign, everywhere=everywhere,
 )  # fmt: skip

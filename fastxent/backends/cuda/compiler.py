@@ -18,16 +18,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent.backends.cpu import cache
-from fastxent.backends.cuda import counts, elements, kernels, losses, scores
+from fastxent.backends.cuda import counts, elements, gradients, losses, rows, scores, states
 from fastxent.backends.cuda.counts import Beside
 from fastxent.backends.cuda.elements import Elements
 from fastxent.backends.cuda.ends import Coefficients, Results
 from fastxent.backends.cuda.forms import FORMS
-from fastxent.backends.cuda.kernels import Written
 from fastxent.backends.cuda.losses import Loss, Upstream
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.scores import Found, Picked
 from fastxent.backends.cuda.words import Kind, Scaling, Shares
+from fastxent.backends.cuda.write import Written
 
 _COMPILERS = (
     *("numba-cuda", "numba", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink"),
@@ -53,11 +53,15 @@ _GROUPS = {
     "picked": Picked,
     "written": Written,
 }
+KERNELS = {
+    name: module for module in (rows, gradients, states, scores, counts, losses, elements)
+    for name in module.KERNELS
+}  # fmt: skip
 _ENDS = {"verb": {}, "loss": {"results": Loss, "coefficients": Upstream}}
 
 
 class Code(NamedTuple):
-    """What a kernel is made of: its name in `kernels`, its kind, what it writes, whose rows, for which architecture."""
+    """What a kernel is made of: its name in `KERNELS`, its kind, what it writes, whose rows, for which architecture."""
 
     name: str
     kind: Kind
@@ -73,7 +77,7 @@ def resident(code):
     of_four = lanes in (4, 8)
     if kind.capped or kind.spread in ("weights", "probabilities") or (kind.spread == "even" and lanes == 16):
         return 2 if of_four else 1
-    if code.name in ("strip_scores", "finish_scores", "strip_divergences"):
+    if code.name in ("strip_scores", "strip_divergences") or code.name.startswith("finish_"):
         return 2
     return 3 if of_four and (kind.spread == "none" or kind.form == "float32") else 2
 
@@ -131,12 +135,9 @@ def _without_device(architecture):
 
 def function_of(ops, code):
     """The kernel as a Python function over ``ops``."""
-    if code.name == "binary":
-        return elements.build(ops, code.kind)
-    for module in (scores, counts, losses):
-        if code.name in module.KERNELS:
-            return getattr(module.build(ops, code.kind), code.name)
-    return getattr(kernels.build(ops, code.kind, code.written, code.entries, code.ends), code.name)
+    of_module = {gradients: (code.ends, code.written, code.entries), rows: (code.ends,)}
+    module = KERNELS[code.name]
+    return getattr(module.build(ops, code.kind, *of_module.get(module, ())), code.name)
 
 
 def compile_code(code):
@@ -147,7 +148,6 @@ def compile_code(code):
 
     from fastxent.backends.cuda.primitives import OPS
 
-    # made anew for each: numba-cuda keeps compiled functions by signature, not by architecture
     function = function_of(OPS, code)
     (major, minor), threads = code.architecture, code.kind.threads * code.kind.rows
     with _without_device(code.architecture):

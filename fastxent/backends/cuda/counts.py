@@ -1,14 +1,15 @@
 """What is counted and compared class by class: logits above a level, and divergences of two rows."""
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.group import build_group
 from fastxent.backends.cuda.places import build_places
 from fastxent.backends.cuda.words import build_along, build_loads
+from fastxent.rowmath import Table
 
 KERNELS = ("strip_counts", "strip_divergences")
 
@@ -24,6 +25,7 @@ class Beside(NamedTuple):
     lse_q: int
 
 
+@of_kind
 def build(ops, kind):
     """The kernels of a kind, by name."""
     form, at, group = ops.form(kind.form), build_places(ops, kind), build_group(ops, kind.threads)
@@ -131,4 +133,4 @@ def build(ops, kind):
                 store_float64(parts + number * 16, whole_kl)
                 store_float64(parts + number * 16 + 8, whole_js)
 
-    return SimpleNamespace(strip_counts=strip_counts, strip_divergences=strip_divergences)
+    return Table(strip_counts=strip_counts, strip_divergences=strip_divergences)

@@ -12,12 +12,12 @@ from fastxent import arguments, checks
 from fastxent.backends.cuda import arrangement, calls, launches, resident
 from fastxent.backends.cuda.arrays import in_line, library_of_logits
 from fastxent.backends.cuda.inputs import bits_of, scaling_of
-from fastxent.backends.cuda.kernels import Written
 from fastxent.backends.cuda.losses import GROUP, Loss, Upstream
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.run import runner
 from fastxent.backends.cuda.scratch import scratch_of
 from fastxent.backends.cuda.words import Shares
+from fastxent.backends.cuda.write import Written
 
 
 def cross_entropy(logits, targets, options, *, check=False):

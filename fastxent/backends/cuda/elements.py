@@ -5,6 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.forms import of_kind
+from fastxent.rowmath import Table
+
+KERNELS = ("binary",)
 
 
 class Elements(NamedTuple):
@@ -25,8 +29,9 @@ class Elements(NamedTuple):
     even: float
 
 
+@of_kind
 def build(ops, kind):
-    """The kernel for logits of the format of a `Kind`, float32 or float64."""
+    """The kernel, by name, for logits of the format of a `Kind`, float32 or float64."""
     form = ops.form(kind.form)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     exp_of_minus = rowmath.build_terms(ops, real).exp_of_minus
@@ -55,4 +60,4 @@ def build(ops, kind):
                 upstream = load_float64(elements.upstream + i * elements.upstream_step)
                 store_one(gradient + i * itemsize, to_real(upstream * weight * slope))
 
-    return binary
+    return Table(binary=binary)

@@ -4,10 +4,13 @@ A kernel begins and ends its rows through these functions alone. `losses` has th
 and losses.
 """
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
+
+from fastxent.backends.cuda.forms import of_kind
+from fastxent.backends.cuda.losses import build_own
+from fastxent.rowmath import Table
 
 
 class Results(NamedTuple):
@@ -36,10 +39,16 @@ class Coefficients(NamedTuple):
 NO_RESULTS = Results(0, 0, 0, 0, 0)
 
 
-def build(ops, kind):
+@of_kind
+def build_ends(ops, kind, ends):
     """``target_of`` a row, `IGNORED` or not less than the number of classes where it is not to be read; ``note_bad``;
     its ``coefficients_of``; ``put`` what is found and ``ignore`` what is not; and ``close`` the rows of a block.
+
+    ``ends``: whose rows they are, a "verb"'s with `Results` and `Coefficients`, or those of a "loss" with
+    `fastxent.backends.cuda.losses.Loss` and ``Upstream``.
     """
+    if ends == "loss":
+        return build_own(ops, kind)
     load_float64, store_float64, load_int64 = ops.load_float64, ops.store_float64, ops.load_int64
     raise_flag, function = ops.raise_flag, ops.function
 
@@ -81,6 +90,6 @@ def build(ops, kind):
     def close(first, most, rows, results):
         pass
 
-    return SimpleNamespace(
+    return Table(
         target_of=target_of, note_bad=note_bad, coefficients_of=coefficients_of, put=put, ignore=ignore, close=close
     )

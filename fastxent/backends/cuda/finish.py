@@ -1,14 +1,16 @@
 """What is made of a row's sums: its statistics, and what its gradient needs to know. One thread a row, in float64."""
 
-from types import SimpleNamespace
-
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.ends import build_ends
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.places import RECORD
 from fastxent.backends.cuda.words import build_point, build_shares
+from fastxent.rowmath import Table
 
 
+@of_kind
 def build_fold(ops, kind):
     """``fold(records, strips, rate)``: a row's sums from those of its strips, in order."""
     rows = rowmath.build_rows(ops)
@@ -50,15 +52,19 @@ def build_fold(ops, kind):
     return fold
 
 
+@of_kind
 def build_finish(ops, kind, ends):
-    """``statistics``, ``gradient`` and ``log_softmax`` of a row from its sums, and ``plain``, put where `ends` say."""
+    """``statistics``, ``gradient`` and ``log_softmax`` of a row from its sums, and ``plain``, which put them where
+    ``ends`` say, see `build_ends`.
+    """
     row_algebra, logit_of = rowmath.build_rows(ops), build_point(ops, kind).logit
+    of_ends = build_ends(ops, kind, ends)
     nll_of, excess, whole_gap, with_target = (
         row_algebra.nll, row_algebra.excess, row_algebra.whole_gap, row_algebra.with_target
     )  # fmt: skip
     lse_of, at_target, power_of_two = row_algebra.lse, row_algebra.at_target, row_algebra.power_of_two
     share_of, lane, to_float64, int64 = build_shares(ops, kind), ops.lane, ops.to_float64, ops.int64
-    put, coefficients_of, lift = ends.put, ends.coefficients_of, rowmath.LIFT
+    put, coefficients_of, lift = of_ends.put, of_ends.coefficients_of, rowmath.LIFT
     to_real = ops.form(kind.form).to_real
     largest, spread, function = kind.largest, kind.spread != "none", ops.function
 
@@ -141,4 +147,4 @@ def build_finish(ops, kind, ends):
         share = share_at(shares, i, k, rows.classes)
         statistics(i, sums, target, target_logit, share, shares, scaling, rows, results)
 
-    return SimpleNamespace(plain=plain, gradient=gradient, log_softmax=log_softmax, known_of=known_of)
+    return Table(plain=plain, gradient=gradient, log_softmax=log_softmax, known_of=known_of)

@@ -1,5 +1,8 @@
-"""The number formats of logits: how many of a format are in 16 bytes, and in what they are computed with."""
+"""The number formats of logits: how many of a format are in 16 bytes, and in what they are computed with. And how long
+the functions that are built for a kind of logits are kept.
+"""
 
+import functools
 from typing import NamedTuple
 
 import ml_dtypes
@@ -28,3 +31,7 @@ FORMS = {
     "float8_e4m3fn": _form(ml_dtypes.float8_e4m3fn, np.float32),
     "float8_e5m2": _form(ml_dtypes.float8_e5m2, np.float32),
 }
+
+# What has been compiled of a function serves every kernel that calls it: of the kernels of a kind, one after the other,
+# each but the first takes a third of its time. That is some 40 MB a kind, so only the last few are kept.
+of_kind = functools.lru_cache(maxsize=8)

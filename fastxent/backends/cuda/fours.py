@@ -5,15 +5,16 @@ that are not there, and all its numbers are made -inf: where that is nothing to 
 warp stay together to the end of a row.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.words import build_loads
+from fastxent.rowmath import Table
 
 AHEAD = 4  # words a thread has on the way
 
 
+@of_kind
 def build_fetch(ops, kind):
     """``whole`` and ``some`` fetch a thread's four words of a strip; ``keep_whole`` and ``keep_some`` leave them in
     shared memory.
@@ -67,9 +68,10 @@ def build_fetch(ops, kind):
         stage(slots + there(j + 2 * threads, last_word) * 16, four[2])
         stage(slots + there(j + 3 * threads, last_word) * 16, four[3])
 
-    return SimpleNamespace(whole=whole, some=some, keep_whole=keep_whole, keep_some=keep_some)
+    return Table(whole=whole, some=some, keep_whole=keep_whole, keep_some=keep_some)
 
 
+@of_kind
 def build_hide(ops, kind):
     """``hidden`` four words: without the class that has gone, and what lies beyond the end."""
     form, threads, count = ops.form(kind.form), kind.threads, ops.form(kind.form).count

@@ -1,8 +1,10 @@
 """What the threads of a row tell each other: some of a warp, a warp or a block, in an order that is always the same."""
 
-from types import SimpleNamespace
+from fastxent.backends.cuda.forms import of_kind
+from fastxent.rowmath import Table
 
 
+@of_kind
 def build_group(ops, threads):
     """``total`` and ``peak`` of a number that each thread has, float64.
 
@@ -47,4 +49,4 @@ def build_group(ops, threads):
 
         return joined
 
-    return SimpleNamespace(total=in_group(add), peak=in_group(larger))
+    return Table(total=in_group(add), peak=in_group(larger))

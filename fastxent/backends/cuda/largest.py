@@ -6,12 +6,14 @@ all is taken, and the threads of its row in the warp it came from look through t
 
 import numpy as np
 
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.group import build_group
 
 ENTRY = 16  # bytes of a logit and its class
 _PEAK, _CLASS = 13, 14  # meetings of a block
 
 
+@of_kind
 def build_largest(ops, kind):
     """``keep_largest`` of a strip."""
     form = ops.form(kind.form)

@@ -11,9 +11,9 @@ from fastxent import arguments, checks
 from fastxent.backends.cuda import arrangement, launches, losses, resident
 from fastxent.backends.cuda.arrays import check_device, library_of
 from fastxent.backends.cuda.device import LossCall, ready
-from fastxent.backends.cuda.kernels import Written
 from fastxent.backends.cuda.run import runner
 from fastxent.backends.cuda.scratch import scratch_of
+from fastxent.backends.cuda.write import Written
 from fastxent.products import slices
 
 _MEMORY = 1 << 30  # bytes of a block's logits and what is made of them: some thousand rows, for products of full speed

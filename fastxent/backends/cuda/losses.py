@@ -5,12 +5,13 @@ these blocks sums all groups. So one kernel makes a loss, and two its mean with 
 is written. What is added to what depends on the number of rows alone.
 """
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.group import build_group
+from fastxent.rowmath import Table
 from fastxent.state import IGNORED, LARGEST
 
 KERNELS = ("total_weight", "total_loss")
@@ -82,8 +83,9 @@ def from_row(loss, start, itemsize):
     )
 
 
-def build_ends(ops, kind):
-    """As `fastxent.backends.cuda.ends.build`, and ``add_group`` and ``sum_rows`` of a group of rows."""
+@of_kind
+def build_own(ops, kind):
+    """As `fastxent.backends.cuda.ends.build_ends`, and ``add_group`` and ``sum_rows`` of a group of rows."""
     form, warps = ops.form(kind.form), kind.threads * kind.rows // 32
     load_one, store_one, to_real, to_float64 = form.load_one, form.store_one, form.to_real, ops.to_float64
     of_real = np.dtype(form.real).itemsize
@@ -267,15 +269,16 @@ def build_ends(ops, kind):
             if all_have_come(results.tickets + 8 + number * 8, come, size, of_weights):
                 sum_rows(number, rows, results)
 
-    return SimpleNamespace(
+    return Table(
         target_of=target_of, note_bad=note_bad, coefficients_of=coefficients_of, put=put, ignore=ignore, close=close,
         add_group=add_group, sum_rows=sum_rows,
     )  # fmt: skip
 
 
+@of_kind
 def build(ops, kind):
     """Kernels of rows of whatever logits are computed with in the format of a `Kind`, by name."""
-    ends = build_ends(ops, kind)
+    ends = build_own(ops, kind)
     add_group, sum_rows, store_float64, int64, block = (
         ends.add_group, ends.sum_rows, ops.store_float64, ops.int64, ops.block
     )  # fmt: skip
@@ -290,4 +293,4 @@ def build(ops, kind):
         """Losses (N,) that are there -> their sum, divided; a block for a group of rows."""
         sum_rows(int64(block()), rows, loss)
 
-    return SimpleNamespace(total_weight=total_weight, total_loss=total_loss)
+    return Table(total_weight=total_weight, total_loss=total_loss)

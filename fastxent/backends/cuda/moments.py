@@ -5,17 +5,19 @@ square = sum exp(2 z), and how many logits as they are stored are above and leve
 sum is positive. A thread's largest stays in its sums, and its class is known.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.forms import of_kind
+from fastxent.backends.cuda.group import build_group
 from fastxent.backends.cuda.words import build_along
+from fastxent.rowmath import Table
 
 # below this share of a strip a logit costs the sum around it no digit
 _DOMINANT = 2 / 3
 
 
+@of_kind
 def build_moments(ops, kind):
     """The functions `fastxent.backends.cuda.sums.build_sums` calls beside its own."""
     form = ops.form(kind.form)
@@ -66,14 +68,15 @@ def build_moments(ops, kind):
             none, none, drop + sum_lanes(drops), square + sum_lanes(squares), above, level, stored_top, index, own,
         )  # fmt: skip
 
-    return SimpleNamespace(begin=begin, lifted=lifted, plus=plus, noted=noted, flushed=flushed)
+    return Table(begin=begin, lifted=lifted, plus=plus, noted=noted, flushed=flushed)
 
 
-def build_group_moments(ops, kind, group):
+@of_kind
+def build_group_moments(ops, kind):
     """``group_moments`` of a strip, and whether one logit ``dominates`` it."""
     form = ops.form(kind.form)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
-    terms = rowmath.build_terms(ops, real)
+    terms, group = rowmath.build_terms(ops, real), build_group(ops, kind.threads)
     rescale, exp_parts, floor_of, magic_zero = terms.rescale, terms.exp_parts, terms.floor_of, real.magic
     to_float64, to_real, sum_lanes, weighted = ops.to_float64, form.to_real, ops.sum_lanes, ops.weighted
     total_of, peak_of, function = group.total, group.peak, ops.function

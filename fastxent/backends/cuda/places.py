@@ -1,9 +1,9 @@
 """Where the rows and strips of a kernel are: what it is told of them, its shared memory, and a strip's record."""
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
-from fastxent.backends.cuda.forms import FORMS
+from fastxent.backends.cuda.forms import FORMS, of_kind
+from fastxent.rowmath import Table
 
 SLOTS = 16  # meetings of a block, each with eight bytes a warp in shared memory
 RECORD = 64  # bytes of a strip's sums, and of a row's plan
@@ -23,6 +23,7 @@ class Rows(NamedTuple):
     flag: int
 
 
+@of_kind
 def build_places(ops, kind):
     """Where a row and its strips lie, for the kernels of a kind, and what is known of it in shared memory."""
     itemsize, strip_size = FORMS[kind.form].itemsize, kind.strip
@@ -59,7 +60,7 @@ def build_places(ops, kind):
     def strip_of(start, classes):
         return int32(min(classes - start, int64(strip_size)))
 
-    return SimpleNamespace(
+    return Table(
         row_rate=row_rate,
         is_bad=is_bad,
         place_of=place_of,
@@ -69,6 +70,7 @@ def build_places(ops, kind):
     )
 
 
+@of_kind
 def build_notes(function, load, store):
     """What is known of a strip or a row in the memory of ``load`` and ``store``, float64: ``put_record`` of a strip,
     ``row_of`` that of a strip which is all of its row; ``put_plan`` and ``plan_of`` a row; and ``put_seven`` numbers.
@@ -109,9 +111,7 @@ def build_notes(function, load, store):
     def plan_of(at):
         return load(at), load(at + 8), load(at + 16), load(at + 24), load(at + 32), load(at + 40)
 
-    return SimpleNamespace(
-        put_seven=put_seven, put_record=put_record, row_of=row_of, put_plan=put_plan, plan_of=plan_of
-    )
+    return Table(put_seven=put_seven, put_record=put_record, row_of=row_of, put_plan=put_plan, plan_of=plan_of)
 
 
 def meeting_bytes(kind):

@@ -7,7 +7,6 @@ the numbers in it are is the business of a format (`form`).
 """
 
 import functools
-from types import SimpleNamespace
 
 import numpy as np
 from llvmlite import ir
@@ -19,6 +18,7 @@ from fastxent.backends.cuda import lanes
 from fastxent.backends.cuda.codecs import WORD, codec, highest_of
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.lanes import INT32, Lanes, assembly, caster, filler, joined, split
+from fastxent.rowmath import Table
 
 _WORD = ir.VectorType(INT32, 4)
 _INT16, _INT64, _HALF = ir.IntType(16), ir.IntType(64), ir.HalfType()
@@ -302,7 +302,7 @@ def form(name):
     load_one, store_one = load_float64, store_float64
     if real is types.float32:
         load_one, store_one = _access(real, _FLOAT, _pointer, 4)
-    return SimpleNamespace(
+    return Table(
         itemsize=about.itemsize,
         count=about.lanes,
         real=about.real,
@@ -326,7 +326,7 @@ def _leading(typing, x, like):
     return result(x, like), lambda context, builder, sig, args: joined(builder, split(builder, args[0])[: like.count])
 
 
-OPS = SimpleNamespace(
+OPS = Table(
     function=function,
     fma=lanes.fma,
     at_least=lanes.at_least,

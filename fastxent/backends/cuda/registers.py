@@ -7,8 +7,10 @@ is rescaled where they meet. To the last bit these are the sums of `sums`, whose
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.fours import AHEAD, build_fetch, build_hide
 from fastxent.backends.cuda.group import build_group
+from fastxent.backends.cuda.sums import build_sums
 from fastxent.backends.cuda.words import build_along
 
 WORDS = 2 * AHEAD
@@ -19,9 +21,11 @@ def fits(ops, kind):
     return kind.rows > 1 and kind.strip <= WORDS * kind.threads * ops.form(kind.form).count
 
 
-def build_record(ops, kind, sums):
-    """``record_of`` as that of `fastxent.backends.cuda.sums.build_sums`, whose ``sums`` these are, of plain logits."""
+@of_kind
+def build_record(ops, kind):
+    """``record_of`` as that of `fastxent.backends.cuda.sums.build_sums`, of plain logits."""
     form, of_group, fetch = ops.form(kind.form), build_group(ops, kind.threads), build_fetch(ops, kind)
+    sums = build_sums(ops, kind)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     follow, add_exactly = rowmath.build_terms(ops, real).follow, build_along(ops, form).add_exactly
     fetch_some, keep_some, hidden, highest_of_four = (

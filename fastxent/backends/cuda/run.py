@@ -12,11 +12,11 @@ from fastxent.backends.cuda.counts import Beside
 from fastxent.backends.cuda.elements import Elements
 from fastxent.backends.cuda.ends import Results
 from fastxent.backends.cuda.inputs import coefficients_of, kind_of, mass_of_others, scaling_of, shares_of
-from fastxent.backends.cuda.kernels import Written
 from fastxent.backends.cuda.places import RECORD, Rows
 from fastxent.backends.cuda.resident import DeviceRows, rows_of
 from fastxent.backends.cuda.scores import KNOWN, Found, Picked
 from fastxent.backends.cuda.stream import Slot, in_turn
+from fastxent.backends.cuda.write import Written
 from fastxent.checks import loss_dtype
 from fastxent.state import FIELDS, IGNORED, Statistics
 

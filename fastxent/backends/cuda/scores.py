@@ -5,19 +5,19 @@ its strip and is not the target, its own log-probability has lost its digits in 
 without it, from the cache.
 """
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from fastxent import rowmath
 from fastxent.backends.cuda.finish import build_fold
-from fastxent.backends.cuda.group import build_group
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.largest import ENTRY, build_largest
 from fastxent.backends.cuda.moments import build_group_moments, build_moments
 from fastxent.backends.cuda.places import RECORD, build_notes, build_places
 from fastxent.backends.cuda.sums import build_sums
 from fastxent.backends.cuda.words import build_point
+from fastxent.rowmath import Table
 from fastxent.state import IGNORED
 
 KERNELS = ("strip_scores", "finish_scores", "log_probs")
@@ -49,12 +49,12 @@ class Picked(NamedTuple):
     log_probs: int
 
 
+@of_kind
 def build(ops, kind):
     """The kernels of a kind, whose targets are left out of sums, by name."""
     form, of_rows = ops.form(kind.form), build_places(ops, kind)
-    group = build_group(ops, kind.threads)
     scored, plain = build_sums(ops, kind, build_moments(ops, kind)), build_sums(ops, kind)
-    group_moments, dominates = build_group_moments(ops, kind, group)
+    group_moments, dominates = build_group_moments(ops, kind)
     keep_largest, point, fold = build_largest(ops, kind), build_point(ops, kind), build_fold(ops, kind)
     thread_sums, group_sums, rate_of, sums_again = (
         scored.thread_sums, scored.group_sums, scored.rate_of, plain.thread_sums
@@ -264,4 +264,4 @@ def build(ops, kind):
                     value = 0.0 - (beyond + (peak - logit(first, last, k, scaling)[0]) * scaling.row_nats)
             store_float64(picked.log_probs + number * 8, value)
 
-    return SimpleNamespace(strip_scores=strip_scores, finish_scores=finish_scores, log_probs=log_probs)
+    return Table(strip_scores=strip_scores, finish_scores=finish_scores, log_probs=log_probs)

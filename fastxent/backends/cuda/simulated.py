@@ -12,7 +12,6 @@ import functools
 import threading
 import time
 from collections import deque
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.layout import SIMULATED
 from fastxent.backends.cuda.plans import Place
 from fastxent.backends.cuda.scheduler import NONSENSE, Launch, SimulationError
-from fastxent.rowmath import NumpyOps
+from fastxent.rowmath import NumpyOps, Table
 
 _EX2_UNITS = 2  # last places that the CUDA C++ programming guide allows exp2f, which is ex2.approx
 _RCP_UNITS = 1  # and at most so many has the PTX ISA's 2^-23 of rcp.approx
@@ -372,7 +371,7 @@ def form(name):
             place = slice(k * about.itemsize, (k + 1) * about.itemsize)
             _me().launch.memory(address + k * about.itemsize, about.itemsize)[:] = word.view(np.uint8)[place]
 
-    return SimpleNamespace(
+    return Table(
         itemsize=about.itemsize,
         count=about.lanes,
         real=about.real,
@@ -389,7 +388,7 @@ def form(name):
     )
 
 
-OPS = SimpleNamespace(
+OPS = Table(
     function=NumpyOps.function,
     fma=_fma,
     at_least=NumpyOps.at_least,

@@ -4,12 +4,12 @@ from fastxent import checks
 from fastxent.backends.cuda import arrangement, calls, launches, resident
 from fastxent.backends.cuda.arrays import library_of_logits
 from fastxent.backends.cuda.inputs import scaling_of
-from fastxent.backends.cuda.kernels import Written
 from fastxent.backends.cuda.losses import Loss, Upstream
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.run import runner
 from fastxent.backends.cuda.scratch import scratch_of
 from fastxent.backends.cuda.words import Shares
+from fastxent.backends.cuda.write import Written
 
 
 def logsumexp(logits, temperature, *, axis=-1, keepdims=False):

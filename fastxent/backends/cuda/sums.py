@@ -14,19 +14,20 @@ blocks, any order and any address; every digit of a confident row. How:
   row's largest join the sum later.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.fours import AHEAD, build_fetch, build_hide
 from fastxent.backends.cuda.group import build_group
 from fastxent.backends.cuda.words import build_along, build_shares
+from fastxent.rowmath import Table
 
 # sums of differences are kept so much smaller, exactly: finite masks such as -3e38 would overflow float32
 _SCALE = 2.0**-24
 
 
+@of_kind
 def build_no_moments(ops):
     """What `build_sums` does beside the sums where nothing more is wanted."""
     function = ops.function
@@ -51,9 +52,10 @@ def build_no_moments(ops):
     def flushed(seen):
         return seen
 
-    return SimpleNamespace(begin=begin, lifted=lifted, plus=plus, noted=noted, flushed=flushed)
+    return Table(begin=begin, lifted=lifted, plus=plus, noted=noted, flushed=flushed)
 
 
+@of_kind
 def build_sums(ops, kind, moments=None):
     """``thread_sums`` and ``group_sums`` of a strip, both in ``record_of``, and what these are made of; `moments` of it
     beside them, which change no bit of them.
@@ -413,7 +415,7 @@ def build_sums(ops, kind, moments=None):
         found, best = thread_sums(t, row, first, last, start, classes, gone, shares, scaling, slots, 0)
         return group_sums(found, best, start, rate_of(scaling))
 
-    return SimpleNamespace(
+    return Table(
         thread_sums=thread_sums, group_sums=group_sums, record_of=record_of, rate_of=rate_of, plain=plain,
         empty_sums=empty_sums, take_each=take_each, plus_four_words=plus_four_words, word_of=word_of,
         keeps_the_base=keeps_the_base,

@@ -5,7 +5,6 @@
 
 import itertools
 import multiprocessing
-import operator
 from concurrent.futures import ProcessPoolExecutor
 
 import numba
@@ -20,6 +19,7 @@ from fastxent.backends.cuda.run import runner
 
 _FEW, _SOME, _MORE, _MANY = 16, 1 << 11, 1 << 13, 1 << 18  # bytes of rows of 8, 32, 64 and 256 threads
 _LENGTHS = _FEW, _SOME, _MORE, _MANY
+_BATCH = 8  # kernels: more would leave cores idle at the end
 _SPREADS = ["none", "even", "weights", "probabilities"]
 _OF_SUMS = (
     *(("statistics", size) for size in _LENGTHS),
@@ -115,12 +115,26 @@ def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False, cho
         for code in codes(dtype, architecture, every_option or chosen is not None):
             if these is None or code in these:
                 asked.setdefault(code, dtype)
-    workers = min(len(asked), numba.config.NUMBA_DEFAULT_NUM_THREADS)  # the cores that this process may use
+    batches = list(_batches(asked))
+    workers = min(len(batches), numba.config.NUMBA_DEFAULT_NUM_THREADS)  # the cores that this process may use
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        done = zip(asked.values(), pool.map(keep, asked), strict=True)
-        for dtype, of_dtype in itertools.groupby(done, operator.itemgetter(0)):
-            anew = [is_new for _, is_new in of_dtype]
+        done = zip(batches, pool.map(_keep_all, batches), strict=True)
+        for dtype, of_dtype in itertools.groupby(done, lambda batch: asked[batch[0][0]]):
+            anew = [is_new for _, batch in of_dtype for is_new in batch]
             yield dtype, len(anew), sum(anew)
+
+
+def _batches(asked):
+    """Kernels of one kind and dtype, for one process: what they have in common is compiled once."""
+    together: dict[tuple, list] = {}
+    for code, dtype in asked.items():
+        together.setdefault((dtype, code.kind), []).append(code)
+    for codes in together.values():
+        yield from (codes[first : first + _BATCH] for first in range(0, len(codes), _BATCH))
+
+
+def _keep_all(codes):
+    return [keep(code) for code in codes]
 
 
 def keep(code):

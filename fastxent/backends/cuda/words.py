@@ -1,11 +1,12 @@
 """What a kernel is told, and how its threads take logits and shares from memory: 16 bytes at a time, from anywhere."""
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.forms import of_kind
+from fastxent.rowmath import Table
 
 
 class Kind(NamedTuple):
@@ -55,6 +56,7 @@ class Scaling(NamedTuple):
     row_nats: float
 
 
+@of_kind
 def build_loads(ops, form):
     """``load(at, misplaced, first, last)``: 16 bytes from any address ``at``, which is ``misplaced`` bytes beyond a
     multiple of 16, of a row that lies from ``first`` to ``last``.
@@ -74,6 +76,7 @@ def build_loads(ops, form):
     return load
 
 
+@of_kind
 def build_shares(ops, kind):
     """``share(shares, row, k, classes)``: what as many classes from ``k`` on weigh as there are logits in a word."""
     form = ops.form(kind.form)
@@ -117,6 +120,7 @@ def build_shares(ops, kind):
     return {"none": same, "even": same, "weights": weights, "probabilities": masses}[kind.spread]
 
 
+@of_kind
 def build_point(ops, kind):
     """``stored`` and ``logit`` of one class of a row that lies from ``first`` to ``last``."""
     form = ops.form(kind.form)
@@ -139,9 +143,10 @@ def build_point(ops, kind):
             return to_float64(value), to_float64(slope)
         return to_float64(x), 1.0
 
-    return SimpleNamespace(stored=stored, logit=logit)
+    return Table(stored=stored, logit=logit)
 
 
+@of_kind
 def build_along(ops, form):
     """``add``: to four lanes at most, all those of a word; ``add_exactly``: a number to a sum; and ``first_equal``: the
     first lane that holds a number.
@@ -176,4 +181,4 @@ def build_along(ops, form):
         return s, low + ((total - (s - back)) + (x - back))
 
     add = {2: add_four, 4: add_four, 8: add_eight, 16: add_sixteen}[count]
-    return SimpleNamespace(add=add, add_exactly=add_exactly, first_equal=first_equal)
+    return Table(add=add, add_exactly=add_exactly, first_equal=first_equal)

@@ -1,11 +1,22 @@
 """The second half of a gradient: a strip's entries from its logits and its row's plan."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.words import build_loads, build_shares
 
 
+class Written(NamedTuple):
+    """Address and stride of the output."""
+
+    out: int
+    stride: int
+
+
+@of_kind
 def build_write(ops, kind, written, staged, entries):
     """``write`` and ``clear`` a strip of the output, which has the format ``written``.
 
