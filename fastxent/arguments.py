@@ -5,7 +5,8 @@ here computes a loss; what is asked of a single argument is in `checks`.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,8 +20,7 @@ from fastxent.state import IGNORED
 Targets = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The options of the cross entropy family, with their defaults; `fastxent.cross_entropy` explains each."""
 
     weight: ArrayLike | None = None
@@ -69,7 +69,7 @@ class Problem:
             targets = take(targets, rows)
         if sample_weight is not None:
             sample_weight = np.asarray(sample_weight)[rows]
-        options = replace(self.options, sample_weight=sample_weight, reduction="none", denominator=None)
+        options = self.options._replace(sample_weight=sample_weight, reduction="none", denominator=None)
         return Problem(logits, targets, True, options, logits.shape[:1], checks.loss_dtype(logits.dtype))
 
 
@@ -140,7 +140,7 @@ def _problem(rows, logits_shape, loss_dtype, targets, options):
         logits=rows,
         targets=marked,
         counted=counted,
-        options=options if plain else replace(options, weight=weight, sample_weight=sample_weight),
+        options=options if plain else options._replace(weight=weight, sample_weight=sample_weight),
         shape=shape,
         loss_dtype=loss_dtype,
     )
@@ -234,12 +234,9 @@ def _outside(targets, classes):
     return (targets < 0) | (targets >= classes)
 
 
-_OPTIONS = tuple(field.name for field in fields(Options))
-
-
 def with_last_axis(options):
     """The same `Options` where the classes have been moved to the last axis."""
-    return replace(options, axis=-1)
+    return options._replace(axis=-1)
 
 
 def options_of_layer(options):
@@ -254,8 +251,8 @@ def as_options(options):
     if isinstance(options, Options):
         return options
     for name in options:
-        if name not in _OPTIONS:
-            raise TypeError(f"unknown option {checks.shown(name)}; the options are {', '.join(_OPTIONS)}")
+        if name not in Options._fields:
+            raise TypeError(f"unknown option {checks.shown(name)}; the options are {', '.join(Options._fields)}")
     return Options(**options)
 
 

@@ -35,7 +35,7 @@ def _tensors_are_on_the_device(monkeypatch):
 
         return registered
 
-    for name in ("view", "glance"):
+    for name in ("view", "glance", "address"):
         monkeypatch.setattr(arrays._Torch, name, registering(getattr(arrays._Torch, name)))
     monkeypatch.setattr(arrays._Torch, "device", lambda library, tensor: 0)
     monkeypatch.setattr(arrays._Torch, "stream", lambda library, tensor: STREAM)

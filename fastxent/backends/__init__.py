@@ -132,6 +132,12 @@ def for_device(name=None, module="device"):
     """
     if name not in (None, "cuda"):
         raise TypeError(f"arrays on a device are the cuda backend's; move them to the host for backend={name!r}")
+    return _for_device(module)
+
+
+@functools.cache
+def _for_device(module):
+    """A GPU that could be used once is asked itself from then on."""
     get("cuda")
     return _module(f"cuda.{module}")
 

@@ -122,7 +122,7 @@ def _problem(logits, targets, options, return_lse=False):
 
 
 # return_lse and the options but the first, as an `Options` has them
-_in_order = itemgetter(*map(("return_lse", *_READ).index, arguments.Options.__slots__))
+_in_order = itemgetter(*map(("return_lse", *_READ).index, arguments.Options._fields))
 
 
 @operator("cross_entropy", "Tensor logits, Tensor targets, bool inplace_backward, bool return_lse", "(Tensor, Tensor)")

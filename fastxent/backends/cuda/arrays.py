@@ -70,6 +70,9 @@ class _Interface:
         address, *about = self.view(array)
         return address, (*about, self.is_read_only(array))
 
+    def address(self, array):
+        return self.view(array).address
+
     def is_read_only(self, array):
         return not isinstance(array, DeviceArray) and bool(array.__cuda_array_interface__["data"][1])
 
@@ -95,9 +98,14 @@ class _Torch:
     def __init__(self, torch):
         self._torch = torch
         self._sums_wider = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # mm's out_dtype
+        # as inductor's code asks: no stream object is made
+        self._raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
     def device(self, array):
         return array.get_device()
+
+    def address(self, array):
+        return array.data_ptr()
 
     def glance(self, array):
         return array.data_ptr(), (array.shape, array.stride(), array.dtype, array.get_device())
@@ -110,7 +118,9 @@ class _Torch:
         return False
 
     def stream(self, array):
-        return self._torch.cuda.current_stream(array.device).cuda_stream
+        if self._raw_stream is None:
+            return self._torch.cuda.current_stream(array.device).cuda_stream
+        return self._raw_stream(array.get_device())
 
     def empty(self, array, shape, dtype):
         return self._torch.empty(shape, dtype=self._named(dtype), device=array.device)
@@ -157,6 +167,9 @@ class _Cupy:
     def device(self, array):
         return array.device.id
 
+    def address(self, array):
+        return array.data.ptr
+
     def glance(self, array):
         return array.data.ptr, (array.shape, array.strides, array.dtype, array.device.id)
 
@@ -197,8 +210,8 @@ _KNOWN: dict[type, Any] = {}
 
 def library_of(array, machine):
     """``view``, ``stream`` and ``empty`` in the words of an array's own library, of which all arrays may be on
-    ``one_stream``; the number of its ``device``, -1 for the host; whether it ``is_read_only``; and ``glance``, the
-    address of an array and all else that its plan depends on. Those that compute have ``product`` of two matrices of
+    ``one_stream``; the number of its ``device``, -1 for the host; whether it ``is_read_only``; its ``address``; and
+    ``glance``, that and all else that its plan depends on. Those that compute have ``product`` of two matrices of
     one dtype, summed and returned in that or a wider one, ``converted``, ``classes_last`` and ``classes_back``,
     ``contiguous`` and ``write``.
 

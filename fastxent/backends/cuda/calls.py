@@ -121,10 +121,12 @@ def known(given, options, library, slot, handle):
     like, addresses = type(given["logits"]), {}
     seen: list[Any] = []
     for name, array in given.items():
-        if type(array) is like and (library.one_stream or library.stream(array) == handle):
+        if array is None:
+            seen.append(None)
+        elif type(array) is like and (library.one_stream or library.stream(array) == handle):
             addresses[name], about = library.glance(array)
             seen.append((name, about))
-        elif array is None or isinstance(array, int | float):
+        elif isinstance(array, int | float):
             seen.append(array)
         else:
             return None, {}, None
@@ -142,8 +144,10 @@ def carried_out(about, like, library, slot, carry_out):
     """
     key, addresses, plan = about
     if plan is not None and plan.pieces == slot.pieces and plan.may_write(addresses):
-        made = {name: library.empty(like, *about) for name, about in plan.new.items()}
-        addresses |= {name: library.glance(array)[0] for name, array in made.items()}
+        made = {}
+        for name, about in plan.new.items():
+            made[name] = array = library.empty(like, *about)
+            addresses[name] = library.address(array)
         plan.ask(slot.stream, addresses)
         return made, plan.note
     machine = slot.machine

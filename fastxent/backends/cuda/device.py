@@ -236,4 +236,3 @@ class LossCall(calls.Call):
     def _end(self, results):
         if not self.rows.rows:  # then no kernel had a last row
             self.ask_total(results)
-        self.slot.copy_news()

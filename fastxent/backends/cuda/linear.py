@@ -49,7 +49,6 @@ def _asked(given, targets, options, memory, check, wanted=None, grad_output=1.0)
             found = _losses(call, layer, blocks)
         else:
             found = _losses_and_gradients(call, layer, blocks, _Gradients(layer, wanted), grad_output)
-        slot.copy_news()
         call.let_go()
         slot.note(*call.note, check)
     answer = (call.arrays["loss"], *([call.arrays["lse"]] if options.return_lse else []), *found)

@@ -160,6 +160,18 @@ class Machine:
             raise
         return np.frombuffer((ctypes.c_char * size).from_address(host), np.uint8), address
 
+    def mapped(self, size):
+        """So many bytes of page-locked memory on the host, and the address at which kernels reach them there. What
+        several kernels' threads add to them at once adds up, but not with what the host writes.
+        """
+        import ctypes
+
+        from cuda.bindings import driver
+
+        host = int(_checked(driver.cuMemHostAlloc(size, driver.CU_MEMHOSTALLOC_DEVICEMAP)))
+        address = int(_checked(driver.cuMemHostGetDevicePointer(host, 0)))
+        return np.frombuffer((ctypes.c_char * size).from_address(host), np.uint8), address
+
     def release(self, array, address):
         """Give both back; nothing may be on the way."""
         from cuda.bindings import driver

@@ -13,7 +13,7 @@ _OF_A_THREAD = 2  # the handle of its default stream
 
 class Scratch:
     """Named pieces of the device's memory for one stream, on which all that uses them is asked for in order; and the
-    two whole numbers in which kernels note targets out of range, copied to the host at the end of every call.
+    two whole numbers, in the host's memory, in which kernels note targets out of range.
 
     ``pieces`` counts those there have been: as long as it stays, all addresses do.
     """
@@ -22,10 +22,8 @@ class Scratch:
         self.machine, self.stream = machine, machine.stream_of(handle)
         refuse_capture(machine, self.stream)
         self._pieces, self.pieces, self.lock = {}, 0, threading.RLock()
-        # how many, and N minus the first
-        self._noted, self.wrong = machine.allocate(16)
-        self._noted = self._noted[:16].view(np.int64)
-        machine.clear(self.stream, self.wrong, 16)
+        noted, self.wrong = machine.mapped(16)
+        self._noted = noted[:16].view(np.int64)  # how many, and N minus the first
         self._noted[:] = 0
         self._asked: Any = None
 
@@ -61,10 +59,6 @@ class Scratch:
         """
         return _Call(self, wait)
 
-    def copy_news(self):
-        """Bring the news of bad targets to the host, some time."""
-        self.machine.copy_to_host(self.stream, self._noted, self.wrong)
-
     def note(self, given, ignored, check):
         """Whose news that is; with ``check`` wait for it, and raise."""
         self._asked = given, ignored
@@ -78,12 +72,17 @@ class Scratch:
             self.machine.wait(self.stream)
         self._raise(" of an earlier call on this stream")
 
+    def forget(self):
+        """There is no news of what has been asked so far."""
+        if not self.machine.is_capturing(self.stream):
+            self.machine.wait(self.stream)
+            self._noted[:] = 0
+
     def _raise(self, whose):
         if not self._noted[0]:
             return
-        (given, ignored), (count, before_end) = self._asked, map(int, self._noted[:2])
-        self.machine.clear(self.stream, self.wrong, 16)
-        self.machine.wait(self.stream)  # copies that calls since then have asked for would bring the same news again
+        self.machine.wait(self.stream)  # kernels may still be adding to it
+        (given, ignored), (count, before_end) = self._asked, map(int, self._noted)
         self._noted[:] = 0
         if whose:
             raise IndexError(f"targets{whose} are out of range: {count} of them")
@@ -104,7 +103,7 @@ class _Call:
 
     def __exit__(self, kind, *error):
         if kind is not None:
-            self._scratch.machine.clear(self._scratch.stream, self._scratch.wrong, 16)
+            self._scratch.forget()
 
 
 def scratch_of(machine, handle):

@@ -92,6 +92,13 @@ class Machine:
         self._memory[device.ctypes.data] = device
         return host, device.ctypes.data
 
+    def mapped(self, size):
+        """An array that kernels write to."""
+        self._demand_current()
+        memory = _aligned(_whole_words(size))
+        self._memory[memory.ctypes.data] = memory
+        return memory, memory.ctypes.data
+
     def release(self, array, address):
         """Forget the device's."""
         self._demand_current()
