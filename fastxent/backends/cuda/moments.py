@@ -19,7 +19,7 @@ _DOMINANT = 2 / 3
 
 @of_kind
 def build_moments(ops, kind):
-    """The functions `fastxent.backends.cuda.sums.build_sums` calls beside its own."""
+    """The functions that `fastxent.backends.cuda.absorb` calls beside its own."""
     form = ops.form(kind.form)
     function, int32, where, fma, weighted = ops.function, ops.int32, ops.where, ops.fma, ops.weighted
     sum_lanes, peak_of_lanes, at_least, lanes_of = ops.sum_lanes, ops.peak_of_lanes, ops.at_least, form.lanes_of
@@ -67,6 +67,34 @@ def build_moments(ops, kind):
         return (
             none, none, drop + sum_lanes(drops), square + sum_lanes(squares), above, level, stored_top, index, own,
         )  # fmt: skip
+
+    return Table(begin=begin, lifted=lifted, plus=plus, noted=noted, flushed=flushed)
+
+
+@of_kind
+def build_no_moments(ops):
+    """The same where nothing is wanted beside the sums."""
+    function = ops.function
+
+    @function
+    def begin(own):
+        return 0
+
+    @function
+    def lifted(seen, lanes, total, top, highest, factor):
+        return seen
+
+    @function
+    def plus(seen, power, size, x, reach, floor):
+        return seen
+
+    @function
+    def noted(seen, stored, first):
+        return seen
+
+    @function
+    def flushed(seen):
+        return seen
 
     return Table(begin=begin, lifted=lifted, plus=plus, noted=noted, flushed=flushed)
 

@@ -7,6 +7,8 @@ is rescaled where they meet. To the last bit these are the sums of `sums`, whose
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.absorb import build_absorb
+from fastxent.backends.cuda.calm import build_calm
 from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.fours import AHEAD, build_fetch, build_hide
 from fastxent.backends.cuda.group import build_group
@@ -25,14 +27,14 @@ def fits(ops, kind):
 def build_record(ops, kind):
     """``record_of`` as that of `fastxent.backends.cuda.sums.build_sums`, of plain logits."""
     form, of_group, fetch = ops.form(kind.form), build_group(ops, kind.threads), build_fetch(ops, kind)
-    sums = build_sums(ops, kind)
+    sums, absorb, calm = build_sums(ops, kind), build_absorb(ops, kind, False), build_calm(ops, kind, False)
     real = rowmath.FLOAT64 if form.real is np.float64 else rowmath.FLOAT32
     follow, add_exactly = rowmath.build_terms(ops, real).follow, build_along(ops, form).add_exactly
     fetch_some, keep_some, hidden, highest_of_four = (
         fetch.some, fetch.keep_some, build_hide(ops, kind), form.highest
     )  # fmt: skip
-    empty_sums, take_each, plus_four_words = sums.empty_sums, sums.take_each, sums.plus_four_words
-    word_of, keeps_the_base, group_sums, rate_of = sums.word_of, sums.keeps_the_base, sums.group_sums, sums.rate_of
+    empty_sums, take_each, plus_four_words = absorb.empty_sums, sums.take_each, calm.plus_four_words
+    word_of, keeps_the_base, group_sums, rate_of = sums.word_of, calm.keeps_the_base, sums.group_sums, absorb.rate_of
     group_peak, group_total, sum_lanes, larger = of_group.peak, of_group.total, ops.sum_lanes, ops.larger
     no_lanes, to_float64, to_real, from_bits = (
         ops.form(np.dtype(form.real).name).lanes_of, ops.to_float64, form.to_real, form.from_bits

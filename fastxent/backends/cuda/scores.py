@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent import rowmath
+from fastxent.backends.cuda.absorb import build_absorb
 from fastxent.backends.cuda.finish import build_fold
 from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.largest import ENTRY, build_largest
-from fastxent.backends.cuda.moments import build_group_moments, build_moments
+from fastxent.backends.cuda.moments import build_group_moments
 from fastxent.backends.cuda.places import RECORD, build_notes, build_places
 from fastxent.backends.cuda.sums import build_sums
 from fastxent.backends.cuda.words import build_point
@@ -53,11 +54,11 @@ class Picked(NamedTuple):
 def build(ops, kind):
     """The kernels of a kind, whose targets are left out of sums, by name."""
     form, of_rows = ops.form(kind.form), build_places(ops, kind)
-    scored, plain = build_sums(ops, kind, build_moments(ops, kind)), build_sums(ops, kind)
+    scored, plain = build_sums(ops, kind, True), build_sums(ops, kind)
     group_moments, dominates = build_group_moments(ops, kind)
     keep_largest, point, fold = build_largest(ops, kind), build_point(ops, kind), build_fold(ops, kind)
     thread_sums, group_sums, rate_of, sums_again = (
-        scored.thread_sums, scored.group_sums, scored.rate_of, plain.thread_sums
+        scored.thread_sums, scored.group_sums, build_absorb(ops, kind, True).rate_of, plain.thread_sums
     )  # fmt: skip
     notes = build_notes(ops.function, ops.load_float64, ops.store_float64)
     stored, logit, put_record, put_seven = point.stored, point.logit, notes.put_record, notes.put_seven

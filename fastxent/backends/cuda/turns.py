@@ -6,7 +6,7 @@ from fastxent.backends.cuda.ends import build_ends
 from fastxent.backends.cuda.forms import of_kind
 from fastxent.backends.cuda.places import build_notes, build_places
 from fastxent.backends.cuda.registers import build_record, fits
-from fastxent.backends.cuda.sums import build_sums
+from fastxent.backends.cuda.sums import build_sums, is_plain
 from fastxent.rowmath import Table
 from fastxent.state import IGNORED
 
@@ -17,7 +17,7 @@ def build_turns(ops, kind, ends):
     ``is_read``, ``sum_strip`` of it, or ``skip``.
     """
     of_ends, at, sums = build_ends(ops, kind, ends), build_places(ops, kind), build_sums(ops, kind)
-    record_of = build_record(ops, kind) if sums.plain and fits(ops, kind) else sums.record_of
+    record_of = build_record(ops, kind) if is_plain(ops, kind) and fits(ops, kind) else sums.record_of
     target_of, note_bad, ignore = of_ends.target_of, of_ends.note_bad, of_ends.ignore
     is_bad, place_of, strip_of, slots_of, notes_of = at.is_bad, at.place_of, at.strip_of, at.slots_of, at.notes_of
     note_record = build_notes(ops.function, ops.shared_load_float64, ops.shared_store_float64).put_record
