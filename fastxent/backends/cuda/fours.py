@@ -72,11 +72,24 @@ def build_fetch(ops, kind):
 
 
 @of_kind
+def build_among(ops, kind):
+    """``is_among(word, j)``: whether a word of the strip, -1 or one of the thread's own, is among its four from ``j`` on."""
+    int32, of_four = ops.int32, AHEAD * kind.threads
+
+    @ops.function
+    def is_among(word, j):
+        ahead = int32(word - j)
+        return ahead >= 0 and ahead < of_four
+
+    return is_among
+
+
+@of_kind
 def build_hide(ops, kind):
     """``hidden`` four words: without the class that has gone, and what lies beyond the end."""
     form, threads, count = ops.form(kind.form), kind.threads, ops.form(kind.form).count
     decode, encode, numbered, where = form.decode, form.encode, ops.numbered, ops.where
-    function, int32, nothing = ops.function, ops.int32, form.real(-np.inf)
+    function, int32, nothing, is_among = ops.function, ops.int32, form.real(-np.inf), build_among(ops, kind)
 
     @function
     def hidden_word(word, j, classes, gone):
@@ -90,8 +103,7 @@ def build_hide(ops, kind):
     @function
     def hidden(four, j, classes, gone, gone_word):
         """Words ``j``, ``j`` + threads ...; ``gone_word`` is that of class ``gone`` if this thread has it, else -1."""
-        ahead = int32(gone_word - j)
-        if (j + 3 * threads + 1) * count > classes or (ahead >= 0 and ahead < AHEAD * threads):
+        if (j + 3 * threads + 1) * count > classes or is_among(gone_word, j):
             four = (
                 hidden_word(four[0], j, classes, gone), hidden_word(four[1], int32(j + threads), classes, gone),
                 hidden_word(four[2], int32(j + 2 * threads), classes, gone),

@@ -20,7 +20,7 @@ from fastxent import rowmath
 from fastxent.backends.cuda.absorb import SCALE, build_absorb
 from fastxent.backends.cuda.calm import build_calm, goes_by_four
 from fastxent.backends.cuda.forms import of_kind
-from fastxent.backends.cuda.fours import AHEAD, build_fetch, build_hide
+from fastxent.backends.cuda.fours import AHEAD, build_among, build_fetch, build_hide
 from fastxent.backends.cuda.group import build_group
 from fastxent.backends.cuda.words import build_along
 from fastxent.rowmath import Table
@@ -41,7 +41,8 @@ def build_sums(ops, kind, scored=False):
     take, take_last, flush, empty_sums = absorb.take, absorb.take_last, absorb.flush, absorb.empty_sums
     rate_of, lifted, made_ready, take_calmly = absorb.rate_of, absorb.lifted, calm.made_ready, calm.take_calmly
     fetch_whole, fetch_some, keep_whole, keep_some = fetch.whole, fetch.some, fetch.keep_whole, fetch.keep_some
-    hidden, group_peak, group_total = build_hide(ops, kind), group.peak, group.total
+    hidden, is_among = build_hide(ops, kind), build_among(ops, kind)
+    group_peak, group_total = group.peak, group.total
     add_exactly, larger, sum_lanes = build_along(ops, form).add_exactly, ops.larger, ops.sum_lanes
     function, int32, int64, to_float64 = ops.function, ops.int32, ops.int64, ops.to_float64
     to_real, from_bits, count, itemsize = form.to_real, form.from_bits, form.count, form.itemsize
@@ -56,9 +57,9 @@ def build_sums(ops, kind, scored=False):
         return word if gone >= 0 and (word - t) % threads == 0 else int32(-1)
 
     @function
-    def take_whole(four, ahead, j, row, start, classes, gone, shares, cap, sums, best, rate):
-        """Four words within the strip, from word ``j`` on; the class that has gone is in the word so far ``ahead``."""
-        is_calm, highest, sums = made_ready(four, not (ahead >= 0 and ahead < AHEAD * threads), cap, sums, rate)
+    def take_whole(four, gone_word, j, row, start, classes, gone, shares, cap, sums, best, rate):
+        """Four words within the strip, from word ``j`` on; the class that has gone is in word ``gone_word``."""
+        is_calm, highest, sums = made_ready(four, not is_among(gone_word, j), cap, sums, rate)
         if is_calm:
             sums = take_calmly(four, int32(AHEAD * threads), highest, cap, sums, rate)
         else:
@@ -86,8 +87,8 @@ def build_sums(ops, kind, scored=False):
     @function
     def are_counted(j, last_word, classes, gone_word):
         """Whether every logit of a thread's last four words counts: none has gone, none lies beyond the end."""
-        ahead, cut = int32(gone_word - j), classes % count != 0 and (last_word - j) % threads == 0
-        return not cut and not (ahead >= 0 and ahead < AHEAD * threads)
+        cut = classes % count != 0 and (last_word - j) % threads == 0
+        return not cut and not is_among(gone_word, j)
 
     @function
     def take_some(four, left, are_whole, j, row, start, classes, gone, shares, cap, sums, best, rate):
@@ -113,8 +114,7 @@ def build_sums(ops, kind, scored=False):
         j, left = int32(t), int32(classes // count)
         while left >= AHEAD * threads:
             four = fetch_whole(place + int64(j) * 16, misplaced, first, last)
-            ahead = int32(gone_word - j)
-            sums, best = take_whole(four, ahead, j, row, start, classes, gone, shares, cap, sums, best, rate)
+            sums, best = take_whole(four, gone_word, j, row, start, classes, gone, shares, cap, sums, best, rate)
             if slots != -1:
                 keep_whole(int32(slots + j * 16), four)
             j, left = int32(j + AHEAD * threads), int32(left - AHEAD * threads)
