@@ -73,7 +73,7 @@ def build_fetch(ops, kind):
 
 @of_kind
 def build_among(ops, kind):
-    """``is_among(word, j)``: whether a word of the strip, -1 or one of the thread's own, is among its four from ``j`` on."""
+    """``is_among(word, j)``: whether a word of the strip, the thread's own or -1, is one of its four from ``j`` on."""
     int32, of_four = ops.int32, AHEAD * kind.threads
 
     @ops.function
