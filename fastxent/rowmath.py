@@ -1,9 +1,9 @@
 """The mathematics of one logit and of one row, each formula once.
 
-`build_terms` makes the functions of a logit, `build_rows` those of a row's sums. Both take ``ops``, which supplies the
-arithmetic: a fused multiply-add, a view of the bits, a clamp that keeps NaN, and the wrapper that compiles a function.
-The CPU kernels build them over SIMD vectors and scalars; `NumpyOps` builds them in plain NumPy, where an array takes
-the place of a vector. Nothing here indexes, loops, raises or knows an option by name.
+`build_terms` makes the functions of a logit, `build_rows` those of a row's sums. Both take ``ops``, a `Table` or a
+class, which supplies the arithmetic: a fused multiply-add, a view of the bits, a clamp that keeps NaN, and the wrapper
+that compiles a function. The CPU kernels build them over SIMD vectors and scalars; `NumpyOps` builds them in plain
+NumPy, where an array takes the place of a vector. Nothing here indexes, loops, raises or knows an option by name.
 
 The exponential is ``exp(a x) 2**-c = power * scale`` with a whole exponent ``c``, so the reference costs no digit
 however large ``x`` is: ``n = round(x a log2 e)``, ``f = x a log2 e - n`` by two fused multiply-adds on the high and low

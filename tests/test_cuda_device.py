@@ -326,6 +326,33 @@ def test_the_news_of_a_bad_target_is_told_once(monkeypatch):
         fastxent.cross_entropy(*given)
 
 
+def test_a_call_that_is_refused_leaves_the_news_of_an_earlier_one():
+    logits, targets, _ = Case(3, 45).build()
+    given, slot = (Array(logits), Array(targets)), scratch.scratch_of(run.runner().machine, STREAM)
+    fastxent.cross_entropy(given[0], Array(targets + 45))
+    late = slot._noted.copy()
+    slot._noted[:] = 0  # the kernel has not come so far
+    with pytest.raises(ValueError, match="label_smoothing"):
+        fastxent.cross_entropy(*given, label_smoothing=2.0)
+    slot._noted[:] = late
+    with pytest.raises(IndexError, match="targets of an earlier call on this stream are out of range: 3 of them"):
+        fastxent.cross_entropy(*given)
+
+
+def test_news_waits_while_a_graph_is_captured(monkeypatch):
+    logits, targets, _ = Case(3, 45).build()
+    given, machine = (Array(logits), Array(targets)), run.runner().machine
+    out = {"reduction": "none", "out": Array(logits)}
+    fastxent.cross_entropy_with_grad(*given, **out)
+    fastxent.cross_entropy(given[0], Array(targets + 45))
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "is_capturing", lambda stream: True)
+        with pytest.raises(RuntimeError, match="a CUDA graph cannot take memory"):  # that of the loss
+            fastxent.cross_entropy_with_grad(*given, **out)
+    with pytest.raises(IndexError, match="targets of an earlier call"):
+        fastxent.cross_entropy_with_grad(*given, **out)
+
+
 def test_any_thread_may_call():
     """On a new one no GPU is current."""
     logits, targets, _ = Case(3, 45).build()

@@ -210,18 +210,22 @@ def test_a_target_out_of_range_is_an_index_error_at_once():
         fastxent.linear_cross_entropy(Matrix(hidden), Matrix(weight), Matrix(targets), check=True)
 
 
-def test_a_call_that_does_not_come_to_its_end_leaves_no_news(library, monkeypatch):
+def test_the_news_of_a_call_that_does_not_come_to_its_end_is_that_of_an_earlier_one(library, monkeypatch):
     hidden, weight, _, targets = problem()
-    given = Matrix(hidden), Matrix(weight)
-    wrong = np.where(np.arange(ROWS) == 2, CLASSES, targets)
+    given, product, blocks = (Matrix(hidden), Matrix(weight)), library.product, iter((True, False))
+    wrong = np.where(np.arange(ROWS) == 0, CLASSES, targets)
 
-    def no_memory(*of):
-        raise MemoryError("out of beads")
+    def no_memory_for_the_second(*of):
+        if not next(blocks):
+            raise MemoryError("out of beads")
+        return product(*of)
 
     with monkeypatch.context() as patch:
-        patch.setattr(library, "product", no_memory)
+        patch.setattr(library, "product", no_memory_for_the_second)
         with pytest.raises(MemoryError):
-            fastxent.linear_cross_entropy(*given, Matrix(wrong))
+            fastxent.linear_cross_entropy(*given, Matrix(wrong), memory=2 * 8 * CLASSES)
+    with pytest.raises(IndexError, match="targets of an earlier call on this stream are out of range: 1 of them"):
+        fastxent.linear_cross_entropy(*given, Matrix(targets))
     assert np.isfinite(fetched(fastxent.linear_cross_entropy(*given, Matrix(targets), check=True)))
 
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from fastxent import rowmath
 from fastxent.backends.cuda import compiler, forms, layout, warmup
 from tests import machine_code
 
@@ -25,7 +26,7 @@ def code(name, form, classes=VOCABULARY, written=None, entries="gradient", ends=
     return compiler.Code(name, layout.GPU.kind(form, classes, **how), written, entries, ends, (9, 0))
 
 
-# in every run: what most calls use, in the two formats that differ most
+# in every run: what most calls use, in the two formats that differ most,
 COMMON = (
     code("statistics", "float32"),
     code("statistics", "bfloat16"),
@@ -56,6 +57,18 @@ COMMON = (
     code("strip_scores", "bfloat16"),
     code("finish_scores", "bfloat16"),
     code("strip_divergences", "bfloat16"),
+    # and every other kernel once, and each format
+    code("finish_statistics", "float32", largest=True),
+    code("finish_gradient", "bfloat16", written="bfloat16"),
+    code("finish_state", "bfloat16"),
+    code("slope_of_targets", "float16", capped=True),
+    code("strip_counts", "float16"),
+    code("log_probs", "float8_e5m2"),
+    code("strip_scores", "float64"),
+    code("binary", "float64"),
+    code("gradient", "float16", written="float16", ends="loss"),
+    code("gradient", "float8_e4m3fn", written="float32"),
+    code("statistics", "float8_e5m2", ends="loss"),
 )
 
 
@@ -112,6 +125,45 @@ def check(asked, folder):
 @pytest.mark.parametrize("asked", on(ARCHITECTURES, COMMON), ids=name_of)
 def test_common_kernels(asked, tmp_path):
     check(asked, tmp_path)
+
+
+def loads_of_four_bytes(primitives):
+    load, _ = primitives._access(primitives.WORD, primitives._WORD, primitives._pointer, 4)
+    return {"load_word": load}
+
+
+def stores_of_four_bytes(primitives):
+    _, store = primitives._access(primitives.WORD, primitives._WORD, primitives._pointer, 4)
+    return {"store_word": store}
+
+
+def a_constant_in_float64(primitives):
+    function, sum_lanes, float32 = primitives.function, primitives.OPS.sum_lanes, primitives.types.float32
+    return {"sum_lanes": function(lambda x: float32(sum_lanes(x) * 1.0000001))}
+
+
+class TestBrokenKernels:
+    """A kernel that is broken on purpose has machine code that is refused."""
+
+    ASKED = code("gradient", "float32", written="float32")
+
+    @pytest.mark.parametrize("broken", [loads_of_four_bytes, stores_of_four_bytes, a_constant_in_float64])
+    def test_is_seen(self, monkeypatch, tmp_path, broken):
+        from fastxent.backends.cuda import primitives
+
+        ops = rowmath.Table(**vars(primitives.OPS) | broken(primitives))
+        monkeypatch.setattr(primitives, "OPS", ops)
+        with pytest.raises(AssertionError):
+            check(self.ASKED, tmp_path)
+
+    def test_spills_are_seen(self, monkeypatch, tmp_path):
+        with monkeypatch.context() as crowded:
+            crowded.setattr(compiler, "resident", lambda code: 6)
+            found = machine_code.MachineCode(compiler.compile_code(self.ASKED), tmp_path)
+        assert found.stack
+        monkeypatch.setattr(machine_code, "MachineCode", lambda cubin, folder: found)
+        with pytest.raises(AssertionError):
+            check(self.ASKED, tmp_path)
 
 
 # what an H200 that reads 4.3 TB/s has time for is 27.5 a logit in float32 and 13.8 in bfloat16
@@ -194,8 +246,10 @@ def test_every_kernel(kernels, tmp_path):
         check(asked, tmp_path)
 
 
-def test_common_kernels_are_in_the_list():
+def test_common_kernels_are_in_the_list_and_name_all_kernels_and_formats():
     assert set(COMMON) <= set(everything())
+    assert {asked.name for asked in COMMON} == set(compiler.KERNELS)
+    assert {asked.kind.form for asked in COMMON} == set(forms.FORMS)
 
 
 def test_a_machine_without_a_gpu_compiles_for_one_that_has(monkeypatch, tmp_path):

@@ -15,7 +15,8 @@ import fastxent
 from fastxent import rowmath
 from fastxent.backends import cuda, reference
 from fastxent.backends.cpu import cache as cpu_cache
-from fastxent.backends.cuda import compiler, run, simulated
+from fastxent.backends.cuda import compiler, counts, elements, gradients, losses, run, scores, simulated, states
+from fastxent.backends.cuda import rows as rows_of_kernels
 from fastxent.backends.cuda.arrays import DeviceArray
 from fastxent.backends.cuda.resident import DeviceRows
 from fastxent.backends.cuda.stream import Slot
@@ -377,12 +378,24 @@ def test_kept_machine_code_is_named_after_the_sources(monkeypatch, tmp_path):
     for source in (compiler.sources()[0], tmp_path / "edited.py"):
         (tmp_path / "edited.py").write_text("other")
         monkeypatch.setattr(compiler, "sources", lambda source=source: [source])
-        compiler._makers.cache_clear()
+        compiler._digest_of_sources.cache_clear()
         for _ in range(2):
             assert compiler.machine_code(asked) == b"made"
         names.append({file.name for file in tmp_path.glob("*.cubin")})
-    compiler._makers.cache_clear()
+    compiler._digest_of_sources.cache_clear()
     assert [len(found) for found in names] == [1, 2]
+
+
+def test_where_nothing_can_be_compiled_what_others_have_compiled_is_taken(monkeypatch, tmp_path):
+    """Of other versions of the compilers; where one can compile, it compiles anew."""
+    monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path)
+    kind = simulated.SIMULATED.kind("float32", 4, False, "none", False)
+    asked = compiler.Code("binary", kind, None, "", "verb", (9, 0))
+    for installed, made in ((["numba 1"], b"elsewhere"), ([], None), (["numba 2"], b"here")):
+        monkeypatch.setattr(compiler, "_compilers", lambda installed=installed: (installed, bool(installed)))
+        monkeypatch.setattr(compiler, "compile_code", {asked: made}.get)
+        assert compiler.machine_code(asked) == (made or b"elsewhere")
+    assert sorted(file.read_bytes() for file in tmp_path.iterdir()) == [b"elsewhere", b"here"]
 
 
 def test_machine_code_that_cannot_be_kept_leaves_nothing_behind(monkeypatch, tmp_path):
@@ -440,6 +453,62 @@ def test_binary(dtype):
     budget = {"float32": 1e-6, "float64": 4e-15}[dtype]
     for left, right in zip(got, want, strict=True):
         np.testing.assert_allclose(left, right, rtol=budget)
+
+
+def off_by_a_ten_thousandth(exp2):
+    return lambda x: exp2(x) * np.float32(1 + 1e-4)
+
+
+def read_behind_the_row(load):
+    return lambda address: load(address + 16)
+
+
+def alone(shuffle):
+    """Each thread has its own."""
+    return lambda x, distance, width: x
+
+
+def of_three_lanes(add):
+    return lambda x: add(x[:2]) + x[2] if len(x) == 4 else add(x)
+
+
+def as_if_added_before(add):
+    def fetch_add(address, value):
+        return add(address, value) + 1
+
+    return fetch_add
+
+
+def without_a_sign(less):
+    return lambda x, base: less(base, x)
+
+
+def published_at_once(wait_for):
+    return lambda address, value: None
+
+
+class TestBrokenKernels:
+    """A kernel that is broken on purpose, in what its threads are given, does not keep the promise."""
+
+    @pytest.mark.parametrize(
+        ("name", "broken", "case"),
+        [
+            ("exp2", off_by_a_ten_thousandth, Case(2, 300, "typical")),
+            ("load_word", read_behind_the_row, Case(2, 40, "typical")),
+            ("shuffle_xor", alone, Case(2, 40, "typical")),
+            ("sum_lanes", of_three_lanes, Case(2, 300, "typical")),
+            ("fetch_add", as_if_added_before, Case(2, 1203, "typical")),
+            ("less_the_base", without_a_sign, Case(2, 300, "huge offset")),
+            ("wait_for", published_at_once, Case(2, 1203, "typical")),
+        ],
+        ids=lambda value: getattr(value, "__name__", None),
+    )  # fmt: skip
+    def test_is_seen(self, monkeypatch, name, broken, case):
+        ops = vars(simulated.OPS)
+        check(case)
+        monkeypatch.setattr(simulated, "OPS", rowmath.Table(**ops | {name: broken(ops[name])}))
+        with pytest.raises((AssertionError, simulated.SimulationError)):
+            check(case)
 
 
 class TestSimulation:
@@ -505,3 +574,9 @@ class TestSimulation:
         fastxent.binary_cross_entropy_with_logits(logits[0], logits[0], backend="cuda")
         monkeypatch.undo()
         assert seen == set(compiler.KERNELS)
+        kind = simulated.SIMULATED.kind("float32", 600, False, "none", False)
+        for module in (counts, elements, losses, scores, states):
+            assert set(vars(module.build(simulated.OPS, kind))) == set(module.KERNELS)
+        assert set(vars(rows_of_kernels.build(simulated.OPS, kind, "loss"))) == set(rows_of_kernels.KERNELS)
+        made = gradients.build(simulated.OPS, kind, "verb", "float32", "gradient")
+        assert set(vars(made)) == set(gradients.KERNELS)

@@ -137,7 +137,7 @@ def for_device(name=None, module="device"):
 
 @functools.cache
 def _for_device(module):
-    """A GPU that could be used once is asked itself from then on."""
+    """Why there is no GPU to be used is asked until there is one."""
     get("cuda")
     return _module(f"cuda.{module}")
 

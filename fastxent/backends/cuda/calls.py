@@ -145,8 +145,8 @@ def carried_out(about, like, library, slot, carry_out):
     key, addresses, plan = about
     if plan is not None and plan.pieces == slot.pieces and plan.may_write(addresses):
         made = {}
-        for name, about in plan.new.items():
-            made[name] = array = library.empty(like, *about)
+        for name, of_new in plan.new.items():
+            made[name] = array = library.empty(like, *of_new)
             addresses[name] = library.address(array)
         plan.ask(slot.stream, addresses)
         return made, plan.note

@@ -1,8 +1,8 @@
 """From a kernel in Python to machine code of one architecture, kept on disk. No device and no driver is needed.
 
 Numba-cuda makes LTO-IR, nvJitLink machine code (asked for PTX instead, it needs a third more registers). What is kept
-is named after everything it was made from: these sources, the versions of the compilers, the kind of kernel and the
-architecture.
+is named after everything it was made from: the kind of kernel, the architecture and these sources; and the versions of
+the compilers. Where a compiler is missing, what others have made of the same sources is taken.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ from fastxent.backends.cuda.scores import Found, Picked
 from fastxent.backends.cuda.words import Kind, Scaling, Shares
 from fastxent.backends.cuda.write import Written
 
+# each of them, or in its place that of CUDA 12; the last two make LTO-IR and machine code
 _COMPILERS = (
-    *("numba-cuda", "numba", "cuda-core", "nvidia-nvvm", "nvidia-nvjitlink"),
-    *("nvidia-nvjitlink-cu12", "nvidia-cuda-nvcc-cu12"),  # which has NVVM there
-)
+    ("numba-cuda",), ("numba",), ("cuda-core",), ("nvidia-nvvm", "nvidia-cuda-nvcc-cu12"),
+    ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12"),
+)  # fmt: skip
 LEAST = 8, 0  # compute capability: instructions on pairs of bfloat16, a maximum that keeps NaN, shared memory
 # they call kernels, and no kernel calls them; what a layout or a machine says of a kernel is in its `Code`
 _NO_KERNELS = (
@@ -96,13 +97,20 @@ def sources():
 
 
 @functools.cache
-def _makers():
-    """These sources, and the versions of all else that has a hand in machine code."""
-    found = [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources()]
-    for name in _COMPILERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found.append(f"{name} {importlib.metadata.version(name)}")
-    return " ".join(found)
+def _digest_of_sources():
+    return " ".join(hashlib.sha256(source.read_bytes()).hexdigest() for source in sources())
+
+
+@functools.cache
+def _compilers():
+    """The versions of those that are installed, and whether all are."""
+    found = []
+    for names in _COMPILERS:
+        for name in names:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found.append(f"{name} {importlib.metadata.version(name)}")
+                break
+    return found, len(found) == len(_COMPILERS)
 
 
 def _signature(function, ends):
@@ -150,6 +158,7 @@ def compile_code(code):
 
     from fastxent.backends.cuda.primitives import OPS
 
+    # of functions it calls numba-cuda keeps LLVM's modules, which are of no architecture yet
     function = function_of(OPS, code)
     (major, minor), threads = code.architecture, code.kind.threads * code.kind.rows
     with _without_device(code.architecture):
@@ -169,9 +178,11 @@ def entry_of(cubin):
 
 def file_of(code):
     """Where a kernel's machine code is kept; None where there is no folder for it."""
-    folder = cache.folder()
-    name = hashlib.sha256(f"{_makers()} {code}".encode()).hexdigest()[:32]
-    return folder and folder / f"{code.name}-{code.kind.form}-{name}.cubin"
+    folder, (versions, _) = cache.folder(), _compilers()
+    made_of, makers = (
+        hashlib.sha256(words.encode()).hexdigest() for words in (f"{_digest_of_sources()} {code}", " ".join(versions))
+    )
+    return folder and folder / f"{code.name}-{code.kind.form}-{made_of[:32]}-{makers[:8]}.cubin"
 
 
 def machine_code(code):
@@ -181,6 +192,12 @@ def machine_code(code):
         return compile_code(code)
     with contextlib.suppress(OSError):
         return file.read_bytes()
+    _, can_compile = _compilers()
+    if not can_compile:
+        made_of, _, _ = file.name.rpartition("-")
+        for made_elsewhere in sorted(file.parent.glob(f"{made_of}-*.cubin")):
+            with contextlib.suppress(OSError):
+                return made_elsewhere.read_bytes()
     cubin = compile_code(code)
     with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
         try:

@@ -61,13 +61,15 @@ def _asked(logits, targets, options, gradient, check):
         place = arrangement.place_for(out, logits, rows, options.axis, library)
         if rows is not logits or goals is not targets or place is not out:
             return _asked_of_copies(rows, goals, place, options, gradient, check, library)
-    with slot.lock, slot.machine.current(), slot.call(check):
+    with slot.lock, slot.machine.current():
+        slot.raise_for_earlier(check)
 
         def carry_out():
             return _carry_out(given, options, gradient, library, slot, handle)
 
         made, note = calls.carried_out(about, logits, library, slot, carry_out)
-        slot.note(*note, check)
+        if check:
+            slot.raise_at_once(*note)
     answer = (made["loss"], made["lse"]) if options.return_lse else (made["loss"],)
     if gradient:
         answer = (*answer, made["dlogits"] if gradient["out"] is None else gradient["out"])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastxent.backends.cuda.forms import of_kind
-from fastxent.backends.cuda.losses import build_own
+from fastxent.backends.cuda.losses import build_ends_of_loss
 from fastxent.rowmath import Table
 
 
@@ -48,7 +48,7 @@ def build_ends(ops, kind, ends):
     `fastxent.backends.cuda.losses.Loss` and ``Upstream``.
     """
     if ends == "loss":
-        return build_own(ops, kind)
+        return build_ends_of_loss(ops, kind)
     load_float64, store_float64, load_int64 = ops.load_float64, ops.store_float64, ops.load_int64
     raise_flag, function = ops.raise_flag, ops.function
 

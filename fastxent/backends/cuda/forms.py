@@ -33,5 +33,5 @@ FORMS = {
 }
 
 # What has been compiled of a function serves every kernel that calls it: of the kernels of a kind, one after the other,
-# each but the first takes a third of its time. That is some 40 MB a kind, so only the last few are kept.
-of_kind = functools.lru_cache(maxsize=8)
+# each but the first takes a third of its time. That is some 40 MB a kind, so only those of the last few are kept.
+of_kind = functools.lru_cache(maxsize=4)

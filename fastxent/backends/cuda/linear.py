@@ -41,7 +41,8 @@ def _asked(given, targets, options, memory, check, wanted=None, grad_output=1.0)
     blocks, (count, classes) = layer.blocks(memory, copies=1 if wanted is None else 2), layer.shape
     targets = arrangement.targets_in_rows(targets, given[0], -1, layer.library)
     slot = scratch_of(layer.machine, layer.handle)
-    with slot.lock, slot.machine.current(), slot.call(check):
+    with slot.lock, slot.machine.current():
+        slot.raise_for_earlier(check)
         rows = resident.DeviceRows(0, count, classes, classes, layer.real)
         about = rows, layer.batch, layer.real, layer.library, slot, layer.handle
         call = LossCall(layer.hidden, targets, options, *about)
@@ -50,7 +51,8 @@ def _asked(given, targets, options, memory, check, wanted=None, grad_output=1.0)
         else:
             found = _losses_and_gradients(call, layer, blocks, _Gradients(layer, wanted), grad_output)
         call.let_go()
-        slot.note(*call.note, check)
+        if check:
+            slot.raise_at_once(*call.note)
     answer = (call.arrays["loss"], *([call.arrays["lse"]] if options.return_lse else []), *found)
     return answer if len(answer) > 1 else answer[0]
 

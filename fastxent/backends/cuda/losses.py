@@ -84,7 +84,7 @@ def from_row(loss, start, itemsize):
 
 
 @of_kind
-def build_own(ops, kind):
+def build_ends_of_loss(ops, kind):
     """As `fastxent.backends.cuda.ends.build_ends`, and ``add_group`` and ``sum_rows`` of a group of rows."""
     form, warps = ops.form(kind.form), kind.threads * kind.rows // 32
     load_one, store_one, to_real, to_float64 = form.load_one, form.store_one, form.to_real, ops.to_float64
@@ -278,7 +278,7 @@ def build_own(ops, kind):
 @of_kind
 def build(ops, kind):
     """Kernels of rows of whatever logits are computed with in the format of a `Kind`, by name."""
-    ends = build_own(ops, kind)
+    ends = build_ends_of_loss(ops, kind)
     add_group, sum_rows, store_float64, int64, block = (
         ends.add_group, ends.sum_rows, ops.store_float64, ops.int64, ops.block
     )  # fmt: skip

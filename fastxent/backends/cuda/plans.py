@@ -39,15 +39,8 @@ class Recorder:
 
     def clear(self, stream, address, size):
         """Zeros."""
-        self._again(self._machine.clear, stream, address, size)
-
-    def copy_to_host(self, stream, array, address):
-        """To an array."""
-        self._again(self._machine.copy_to_host, stream, array, address)
-
-    def _again(self, what, stream, *arguments):
-        what(stream, *arguments)
-        self.steps.append((what, None, arguments, ()))
+        self._machine.clear(stream, address, size)
+        self.steps.append((self._machine.clear, None, (address, size), ()))
 
 
 class Plan:

@@ -23,9 +23,8 @@ class Scratch:
         refuse_capture(machine, self.stream)
         self._pieces, self.pieces, self.lock = {}, 0, threading.RLock()
         noted, self.wrong = machine.mapped(16)
-        self._noted = noted[:16].view(np.int64)  # how many, and N minus the first
+        self._noted = noted.view(np.int64)
         self._noted[:] = 0
-        self._asked: Any = None
 
     def reserve(self, name, shape, dtype):
         """The address of a piece that a kernel is to fill; larger than what it was, it is a new one."""
@@ -53,57 +52,29 @@ class Scratch:
         """The address of so many int64 that are 0, and that kernels leave 0."""
         return self._piece(name, 8 * count, self.machine.take_zeros)
 
-    def call(self, wait):
-        """A context manager for one call, within ``lock`` and where the machine is current: what is known of an earlier
-        one is raised first, and of one that does not come to its end there is no news.
-        """
-        return _Call(self, wait)
-
-    def note(self, given, ignored, check):
-        """Whose news that is; with ``check`` wait for it, and raise."""
-        self._asked = given, ignored
-        if check:
-            self.machine.wait(self.stream)
-            self._raise("")
-
     def raise_for_earlier(self, wait):
-        """Raise what is known of an earlier call; with ``wait`` all that there is to know."""
+        """Raise what is known of an earlier call, be it one that failed; with ``wait`` all that there is to know."""
         if wait:
             self.machine.wait(self.stream)
-        self._raise(" of an earlier call on this stream")
+        if self._noted[0] and not self.machine.is_capturing(self.stream):  # no graph survives a wait
+            count, _ = self._news()
+            raise IndexError(f"targets of an earlier call on this stream are out of range: {count} of them")
 
-    def forget(self):
-        """There is no news of what has been asked so far."""
-        if not self.machine.is_capturing(self.stream):
-            self.machine.wait(self.stream)
-            self._noted[:] = 0
+    def raise_at_once(self, given, ignored):
+        """Wait for the call that has been asked for, and raise what is wrong with its targets."""
+        count, before_end = self._news()
+        if count:
+            raise IndexError(
+                f"targets must lie in [0, {given.classes - 1}]{'' if ignored is None else f' or be {ignored}'}; "
+                f"{count} of {given.rows} do not, the first in row {given.rows - before_end}"
+            )
 
-    def _raise(self, whose):
-        if not self._noted[0]:
-            return
-        self.machine.wait(self.stream)  # kernels may still be adding to it
-        (given, ignored), (count, before_end) = self._asked, map(int, self._noted)
+    def _news(self):
+        """How many targets are out of range, and the number of rows less that of the first of them; told once."""
+        self.machine.wait(self.stream)  # kernels may still be at it
+        news = tuple(map(int, self._noted))
         self._noted[:] = 0
-        if whose:
-            raise IndexError(f"targets{whose} are out of range: {count} of them")
-        raise IndexError(
-            f"targets must lie in [0, {given.classes - 1}]{'' if ignored is None else f' or be {ignored}'}; "
-            f"{count} of {given.rows} do not, the first in row {given.rows - before_end}"
-        )
-
-
-class _Call:
-    """See `Scratch.call`; no generator, which would take a tenth of what Python does for a call."""
-
-    def __init__(self, scratch, wait):
-        self._scratch, self._wait = scratch, wait
-
-    def __enter__(self):
-        self._scratch.raise_for_earlier(self._wait)
-
-    def __exit__(self, kind, *error):
-        if kind is not None:
-            self._scratch.forget()
+        return news
 
 
 def scratch_of(machine, handle):

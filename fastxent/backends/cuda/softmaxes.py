@@ -46,7 +46,8 @@ def _asked(what, logits, out, axis, temperature, keepdims=False):
     slot = scratch_of(machine, handle := library.stream(logits))
     given, options = {"logits": rows, "out": place}, (what, temperature, tuple(reduced))
     about = calls.known(given, options, library, slot, handle)
-    with slot.lock, slot.machine.current(), slot.call(False):
+    with slot.lock, slot.machine.current():
+        slot.raise_for_earlier(False)
 
         def carry_out():
             seen = calls.placed(library.view(rows), "logits")
