@@ -150,5 +150,9 @@ def _on_gpu(json_file, page_file):
     left_out = f", {unknown} left out" if unknown else ""
     timed = sum(time["seconds"] is not None for time in record["times"])
     click.echo(f"{record['device']}: {len(record['checks'])} checks, {wrong} wrong{left_out}; {timed} times")
+    met, missed, not_measured = ([bar for bar in record["bars"] if bar["met"] is how] for how in (True, False, None))
+    for bar in missed:
+        click.echo(bar["said"])
+    click.echo(f"what is asked of an H200: {len(met)} met, {len(missed)} missed, {len(not_measured)} not measured")
     if wrong:
         raise runs.RunError(f"{wrong} checks are wrong on this GPU")

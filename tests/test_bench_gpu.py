@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from fastxent import cli_compare
 from fastxent.backends import cuda
-from fastxent.bench import checking, gpu, gpu_checks, gpu_peers, gpu_times, page
+from fastxent.bench import checking, gpu, gpu_bars, gpu_checks, gpu_peers, gpu_times, page
 from fastxent.bench.gpu_record import LEFT_OUT, Check, Time
 from fastxent.bench.record import Seconds
 
@@ -28,7 +28,7 @@ def simulated(monkeypatch):
 
 def suite(**changed):
     tiny = {"shapes": ((3, 70),), "option_shape": (2, 300), "dtypes": ("bfloat16",)}
-    checks = gpu_checks.each(("bfloat16",), (40,), many=False)
+    checks = gpu_checks.each(("bfloat16",), (40,), many=False, large=(7, 70))
     return list(gpu.run(**tiny | {"checked": checks} | changed))
 
 
@@ -55,6 +55,7 @@ class TestSuite:
         assert [check["problem"].partition(", ")[2] for check in record["checks"]] == [
             *gpu_checks.OPTIONS,
             *gpu_checks._OF_ALL,
+            "some rows",
         ]
         assert all(check["right"] for check in record["checks"]), [str(one) for one in found if isinstance(one, Check)]
         plain = record["checks"][0]["errors"]
@@ -66,6 +67,8 @@ class TestSuite:
         assert ("fastxent", "score with top 5") in timed
         assert {one["candidate"] for one in record["times"]} >= set(gpu_peers.NAMES)
         assert json.loads(json.dumps(record, allow_nan=False))["times"][0]["seconds"]["rounds"] == 3
+        judged = {bar["what"] for bar in record["bars"] if bar["met"] is not None}
+        assert judged >= {f"2 x 300 bfloat16, loss, {option}, times without" for option in ("weights", "softcap")}
         pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
         written = page.render_gpu(json.loads(json.dumps(record)))
         assert "90% ignored" in written
@@ -144,6 +147,7 @@ class TestSuite:
             "3 x 70 bfloat16, fastxent, loss: 1.2 ms (min 1 ms, IQR 17%), 87% of a copy",
             "3 x 70 bfloat16, fastxent, loss: absent: needs quack: pip install quack-kernels",
             "simulated: 3 checks, 1 wrong, 1 left out; 1 times",
+            "what is asked of an H200: 1 met, 0 missed, 6 not measured",
         ]
         assert str(done.exception) == "1 checks are wrong on this GPU"
         assert "quack-kernels" in (tmp_path / "gpu.html").read_text("utf-8")
@@ -202,6 +206,30 @@ class TestChecks:
         monkeypatch.setattr(gpu_checks, "_fetched", lambda array: fetched(array) * np.float32(1 + 5e-6))
         check = gpu_checks.of_verb(np.dtype(np.float32), 40, "arrays of the device", np.random.default_rng(0))
         assert check.right is False
+
+    def test_rows_that_are_summed_otherwise_are_seen(self, monkeypatch):
+        monkeypatch.setattr(gpu_checks, "MANY_ROWS", 40)
+        right = gpu_checks.of_many_rows(np.dtype(np.float32), 20, np.random.default_rng(0))
+        assert right.right, right.errors
+        fetched = gpu_checks._fetched
+
+        def without_a_row(array):
+            values = fetched(array)
+            return values * np.float32(39 / 40) if values.shape == () else values
+
+        monkeypatch.setattr(gpu_checks, "_fetched", without_a_row)
+        check = gpu_checks.of_many_rows(np.dtype(np.float32), 20, np.random.default_rng(0))
+        assert {figure for figure, error in check.errors if error > 1} == {"loss", "mean alone", "sum alone"}
+
+    def test_rows_that_are_not_written_are_seen(self, monkeypatch):
+        function = gpu_checks.fastxent.cross_entropy_with_grad
+
+        def elsewhere(*given, out=None, **options):
+            return function(*given, **options)
+
+        monkeypatch.setattr(gpu_checks.fastxent, "cross_entropy_with_grad", elsewhere)
+        check = gpu_checks.of_large(np.dtype(ml_dtypes.bfloat16), (7, 70))
+        assert {figure for figure, error in check.errors if error > 1} == {"gradient"}
 
 
 def written(name, arguments, options, result):
@@ -290,3 +318,52 @@ def overwriting(torch):
             return context.gradient * upstream, None
 
     return Overwriting.apply
+
+
+def took(candidate, operation, seconds, shape=(16_384, 32_000), dtype="bfloat16", of_ceiling=0.9):
+    return Time(operation, shape, dtype, candidate, Seconds(*[seconds] * 4, 9), of_ceiling)
+
+
+class TestBars:
+    """What is asked of an H200."""
+
+    def test_of_a_copy(self):
+        for shape, dtype, operation, share, asked in (
+            ((32_768, 32_000), "bfloat16", "loss", 0.93, 0.92),
+            ((8192, 128_256), "float32", "loss and gradient", 0.89, 0.90),
+            ((8192, 128_256), "float32", "loss and gradient in place", 0.91, 0.90),
+            ((1_048_576, 1000), "bfloat16", "loss", 0.79, 0.80),
+            ((8, 262_144), "bfloat16", "loss", 0.51, 0.50),
+        ):
+            bars = {bar.what: bar for bar in gpu_bars.of([took("fastxent", operation, 1e-3, shape, dtype, share)])}
+            bar = bars[f"{shape[0]:,} x {shape[1]:,} {dtype}, {operation}, of a copy"]
+            assert (bar.measured, bar.bar, bar.met) == (share, asked, share > asked)
+            others = [bars[name].met for name in bars if "of a copy" in name and bars[name] is not bar]
+            assert others == [None, None]
+
+    def test_of_a_shape_without_a_gigabyte(self):
+        found = [
+            took("fastxent", "loss", 71e-6, (4096, 32_000)),
+            took("fastxent", "loss and gradient", 0.2e-3, (4096, 32_000)),
+        ]
+        said = [str(bar) for bar in gpu_bars.of(found) if "seconds" in bar.what]
+        assert said == [
+            "4,096 x 32,000 bfloat16, loss, seconds: 71 us, at most 72 us: met",
+            "4,096 x 32,000 bfloat16, loss and gradient, seconds: 200 us, at most 140 us: missed",
+        ]
+        assert not [bar for bar in gpu_bars.of(found) if "of a copy" in bar.what]
+
+    def test_of_options(self):
+        found = [took("plain", "loss", 1e-3), took("softcap", "loss", 1.29e-3), took("weights", "loss", 1.06e-3)]
+        found += [took("90% ignored", "loss", 0.21e-3), took("90% ignored", "loss and gradient", 1e-3)]
+        judged = {bar.what.split(", ")[2]: bar.met for bar in gpu_bars.of(found) if bar.met is not None}
+        assert judged == {"softcap": True, "weights": False, "90% ignored": False}
+        options = {option for option, _ in gpu_bars._OPTIONS}
+        assert options <= set(gpu_times.options_of(3))
+
+    def test_of_peers(self):
+        found = [took("fastxent", "loss and gradient", 1e-3), took("torch", "loss and gradient", 3.9e-3)]
+        found += [took("quack", "loss and gradient", 1.0e-3), took("Liger", "loss", 9e-3)]
+        judged = {bar.what.rpartition(" ")[2]: bar.met for bar in gpu_bars.of(found) if "as fast" in bar.what}
+        assert judged == {"quack": True, "Liger": None, "torch.compile": None, "torch": False}
+        assert set(gpu_bars._PEERS) <= set(gpu_peers.NAMES)

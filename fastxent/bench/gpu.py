@@ -3,13 +3,14 @@
 Whatever fails, a kernel or another library, is a line that says so; the suite goes on.
 """
 
+import datetime
 import time
 from dataclasses import asdict
 
 import fastxent
 from fastxent import backends
 from fastxent.backends.cuda.run import runner
-from fastxent.bench import gpu_checks, gpu_peers, gpu_times
+from fastxent.bench import gpu_bars, gpu_checks, gpu_peers, gpu_times
 from fastxent.bench.cases import GPU_SHAPES
 from fastxent.bench.gpu_record import LEFT_OUT, Check, Time, failed
 
@@ -58,26 +59,31 @@ def _times(shapes, option_shape, dtypes, until):
     for dtype in dtypes:
         for label, named in gpu_times.options_of(option_shape[1]).items():
             yield from ours(option_shape, dtype, label, **named)[0]
+    copies = {}
     for shape in shapes:
         for dtype in dtypes:
-            times, copied = ours(shape, dtype, "fastxent")
+            times, copies[shape, dtype] = ours(shape, dtype, gpu_bars.OURS)
             yield from times
-            for peer in gpu_peers.NAMES if copied is not None else ():
-                if time.monotonic() > until:
-                    yield Time("", shape, dtype, peer, note=LEFT_OUT)
-                else:
-                    yield from gpu_peers.time_peer(peer, shape, dtype, copied)
+    for (shape, dtype), copied in copies.items():
+        for peer in gpu_peers.NAMES if copied is not None else ():
+            if time.monotonic() > until:
+                yield Time("", shape, dtype, peer, note=LEFT_OUT)
+            else:
+                yield from gpu_peers.time_peer(peer, shape, dtype, copied)
 
 
 def record(found):
     """What the JSON file says of checks and times."""
-    machine = runner().machine
+    machine, times = runner().machine, [one for one in found if isinstance(one, Time)]
+    bars = list(gpu_bars.of(times))
     return {
+        "date": datetime.date.today().isoformat(),
         "device": machine.name,
         "compute_capability": list(machine.architecture),
         "fastxent": fastxent.__version__,
         "checks": [_as_dict(one) for one in found if isinstance(one, Check)],
-        "times": [asdict(one) for one in found if isinstance(one, Time)],
+        "times": [asdict(one) for one in times],
+        "bars": [asdict(bar) | {"met": bar.met, "said": str(bar)} for bar in bars],
     }
 
 

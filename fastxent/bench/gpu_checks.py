@@ -11,7 +11,7 @@ import numpy as np
 
 import fastxent
 from fastxent import backends, checks, shards
-from fastxent.bench import checking, exact
+from fastxent.bench import checking, exact, gpu_times
 from fastxent.bench.cases import Case
 from fastxent.bench.gpu_record import Check
 
@@ -19,6 +19,8 @@ _ROWS = 5
 # rows of eight threads, of a warp, of two and of eight, of a few strips and of many, with ragged ends: in the widest
 # format each is a step further; and of more strips than wait for each other
 CLASSES, MANY_CLASSES = (40, 601, 3001, 12_289, 50_257, 300_001), 2_200_001
+# several groups of rows that are summed together; and more than 2^31 logits, in rows that begin anywhere
+MANY_ROWS, LARGE = 3000, (16_500, 131_073)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "smoothing": {"label_smoothing": 0.1},
@@ -32,8 +34,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 _SOFTCAP = 1e-5  # what a softcap adds to both promises: tanh and its slope at a rounded argument
 
 
-def each(dtypes=checks.DTYPES, classes=CLASSES, seed=None, many=True):
-    """``problem, check`` of everything: a name, and a function that gives the `Check`."""
+def each(dtypes=checks.DTYPES, classes=CLASSES, seed=None, many=True, large=LARGE):
+    """``problem, check`` of everything: a name, and a function that gives the `Check`; of the shape ``large`` none if
+    that is None, ``many`` rows and many classes or not.
+    """
     fresh = np.random.default_rng(seed)
     for dtype in map(np.dtype, dtypes):
         for width in classes:
@@ -46,6 +50,10 @@ def each(dtypes=checks.DTYPES, classes=CLASSES, seed=None, many=True):
             _named(dtype, MANY_CLASSES, "plain"),
             functools.partial(of_options, dtype, MANY_CLASSES, "plain", fresh),
         )
+        width = classes[1]
+        yield _of_shape((MANY_ROWS, width), dtype, "summed"), functools.partial(of_many_rows, dtype, width, fresh)
+    if large is not None:
+        yield _of_shape(large, "bfloat16", "some rows"), functools.partial(of_large, np.dtype("bfloat16"), large)
 
 
 def of_options(dtype, classes, name, fresh):
@@ -105,15 +113,81 @@ def of_verb(dtype, classes, verb, fresh):
     return _check(dtype, classes, verb, list(VERBS[verb](logits, fresh.integers(0, classes, _ROWS))))
 
 
+def of_many_rows(dtype, classes, fresh):
+    """Losses that several groups of rows add up, the gradient of their mean, and the same bits of some rows alone."""
+    logits = (4 * fresh.standard_normal((MANY_ROWS, classes))).astype(dtype)
+    targets = fresh.integers(0, classes, MANY_ROWS)
+    targets[fresh.random(MANY_ROWS) < 0.1] = -100
+    given, promised = (_placed(logits), _placed(targets)), exact.promised(dtype)
+    figures = []
+    for reduction in ("mean", "sum"):
+        wanted = fastxent.cross_entropy_with_grad(
+            logits.astype(float), targets, reduction=reduction, backend="reference"
+        )
+        found = fastxent.cross_entropy_with_grad(*given, reduction=reduction)
+        figures += _loss_and_gradient(map(_fetched, found), wanted, dtype, f"gradient of the {reduction}")
+        again = fastxent.cross_entropy(*given, reduction=reduction)
+        figures.append((f"{reduction} alone", _fetched(again), wanted[0], promised[0]))
+    some = slice(MANY_ROWS // 3, MANY_ROWS // 2)
+    losses, gradient = fastxent.cross_entropy_with_grad(*given, reduction="none")
+    alone = fastxent.cross_entropy_with_grad(_placed(logits[some]), _placed(targets[some]), reduction="none")
+    for name, whole, part in zip(("losses", "gradient"), (losses, gradient), alone, strict=True):
+        figures.append((f"bits of some {name}", _fetched(part), _fetched(whole)[some].astype(float), 0.0))
+    return _check_of((MANY_ROWS, classes), dtype, "summed", figures)
+
+
+def of_large(dtype, shape):
+    """The first rows, the last and those about logit 2^31 of arrays that are on the device."""
+    from fastxent.backends.cuda.run import runner
+
+    machine, (rows, classes) = runner().machine, shape
+    step, middle = classes * dtype.itemsize, min(2**31 // classes, rows - 2)
+    some = sorted({0, 1, middle, middle + 1, rows - 2, rows - 1})
+    with machine.current():
+        problem = gpu_times.Problem(machine, shape, dtype)
+        try:
+
+            def row(address, i):
+                values = np.empty(classes, dtype)
+                machine.copy_to_host(problem.stream, values, address + i * step)
+                machine.wait(problem.stream)
+                return values
+
+            poison = _placed(np.full(classes, np.nan, dtype))
+            for i in some:
+                machine.copy(problem.stream, poison.address, problem.out.address + i * step, step)
+            losses, _ = fastxent.cross_entropy_with_grad(
+                problem.logits, problem.targets, reduction="none", out=problem.out
+            )
+            logits, gradient = (
+                np.stack([row(array.address, i) for i in some]) for array in (problem.logits, problem.out)
+            )
+            found = _fetched(losses)[some], gradient
+        finally:
+            problem.release()
+    wanted = fastxent.cross_entropy_with_grad(
+        logits.astype(float), problem.indices[some], reduction="none", backend="reference"
+    )
+    return _check_of(shape, dtype, "some rows", _loss_and_gradient(found, wanted, dtype))
+
+
+def _of_shape(shape, dtype, name):
+    return f"{shape[0]:,} x {shape[1]:,} {dtype}, {name}"
+
+
 def _named(dtype, classes, name):
-    return f"{_ROWS} x {classes:,} {dtype}, {name}"
+    return _of_shape((_ROWS, classes), dtype, name)
 
 
 def _check(dtype, classes, name, figures):
+    return _check_of((_ROWS, classes), dtype, name, figures)
+
+
+def _check_of(shape, dtype, name, figures):
     errors: dict[str, float] = {}
     for figure, *found in figures:
         errors[figure] = max(errors.get(figure, 0.0), checking.units(*found))
-    return Check(_named(dtype, classes, name), tuple(errors.items()))
+    return Check(_of_shape(shape, dtype, name), tuple(errors.items()))
 
 
 def _loss_and_gradient(got, wanted, dtype, name="gradient", scale=None, more=0.0):

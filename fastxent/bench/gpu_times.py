@@ -132,9 +132,11 @@ def options_of(classes):
     each: dict[str, dict[str, Any]] = {
         "plain": {},
         "smoothing": {"options": {"label_smoothing": 0.1}},
+        "weights": {"options": {"weight": weight}},
         "weights and smoothing": {"options": {"label_smoothing": 0.1, "weight": weight}},
         "z-loss": {"options": {"z_loss": 1e-4}},
         "softcap": {"options": {"softcap": 30.0}},
+        "10% ignored": {"ignored": 0.1},
         "90% ignored": {"ignored": 0.9},
     }
     return each

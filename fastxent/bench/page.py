@@ -65,6 +65,8 @@ def render_gpu(record):
     ]
     if unknown:
         figures.append(("checks left out", f"{unknown}"))
+    judged = [bar for bar in record["bars"] if bar["met"] is not None]
+    figures.append(("bars met", f"{sum(bar['met'] for bar in judged)} of {len(judged)}"))
     if best:
         figures.append(("of a copy, best and worst", f"{max(best):.0%}, {min(best):.0%}"))
     rows = [
@@ -76,6 +78,12 @@ def render_gpu(record):
     ]  # fmt: skip
     errors = sorted((_worst(check) for check in checks), key=lambda row: -row[0])
     tables = [
+        (
+            "Bars",
+            "What is asked of an H200, missed first, where it was measured.",
+            ("",),
+            [[bar["said"]] for bar in sorted(judged, key=lambda bar: bar["met"])],
+        ),
         (
             "Times",
             "Of kernels on logits that are on the device.",
