@@ -2,14 +2,17 @@
 caller's stream, in the caller's kind, and nobody waits.
 """
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import fastxent
 from fastxent import checks
-from fastxent.backends.cuda import calls, device, run, scratch, simulated
+from fastxent.backends.cuda import calls, device, dlpack, run, scratch, simulated
+from fastxent.backends.cuda.arrays import DeviceArray
 from fastxent.bench.cases import Case
 
 STREAM = 7
@@ -351,6 +354,53 @@ def test_news_waits_while_a_graph_is_captured(monkeypatch):
             fastxent.cross_entropy_with_grad(*given, **out)
     with pytest.raises(IndexError, match="targets of an earlier call"):
         fastxent.cross_entropy_with_grad(*given, **out)
+
+
+class TestDLPack:
+    """What a GPU's arrays are read by, by numpy, for which they are the host's."""
+
+    @pytest.fixture(autouse=True)
+    def _of_the_host(self, monkeypatch):
+        monkeypatch.setattr(DeviceArray, "__dlpack_device__", lambda array: (1, 0))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+    def test_numbers_and_how_long_they_live(self, dtype):
+        logits, targets, _ = Case(3, 45, dtype=dtype).build()
+        loss, gradient = fastxent.cross_entropy_with_grad(Array(logits), Array(targets))
+        want, address = fetched(gradient), gradient.address
+        machine, taken = run.runner().machine, [np.from_dlpack(array) for array in (loss, gradient)]
+        del loss, gradient
+        gc.collect()
+        assert address in machine._memory
+        assert (taken[0].shape, taken[1].dtype) == ((), want.dtype)
+        assert taken[1].tobytes() == want.tobytes()
+        del taken
+        gc.collect()
+        assert address not in machine._memory
+        assert not dlpack._HELD
+
+    def test_a_capsule_that_nobody_takes(self):
+        array = fastxent.logsumexp(Array(np.zeros((2, 3), np.float32)))
+        capsule = array.__dlpack__()
+        assert len(dlpack._HELD) == 1
+        del capsule
+        assert not dlpack._HELD
+
+    def test_the_stream_of_whoever_takes_it_waits(self):
+        array, machine = fastxent.logsumexp(Array(np.zeros((2, 3), np.float32))), run.runner().machine
+        for stream, asked in ((None, [(0, f"after {STREAM}")]), (9, [(9, f"after {STREAM}")]), (STREAM, []), (-1, [])):
+            machine.events.clear()
+            array.__dlpack__(stream=stream)
+            assert list(machine.events) == asked
+
+    def test_what_is_refused(self):
+        array = fastxent.logsumexp(Array(np.zeros((2, 3), np.float32)))
+        for asked in ({"copy": True}, {"dl_device": (2, 1)}):
+            with pytest.raises(BufferError, match="as they are"):
+                array.__dlpack__(**asked)
+        array.dtype = np.dtype(ml_dtypes.float8_e5m2)
+        with pytest.raises(BufferError, match="float8_e5m2"):
+            array.__dlpack__()
 
 
 def test_any_thread_may_call():

@@ -7,9 +7,12 @@ import ast
 import importlib
 import inspect
 
+import ml_dtypes
+import numpy as np
 import pytest
 
-from fastxent.backends.cuda import compiler, layout, machine, places, turns
+from fastxent.backends.cuda import compiler, layout, machine, places, run, turns
+from fastxent.backends.cuda.arrays import DeviceArray
 from tests import machine_code
 
 pytestmark = pytest.mark.skipif(machine_code.why_missing() is not None, reason=str(machine_code.why_missing()))
@@ -79,3 +82,14 @@ def test_rows_are_addressed_with_64_bits(form):
     assert type_of(lambda rows, i: place_of(rows, i), rows, types.int32) == [types.int64] * 2
     first_row = turns.build_turns(OPS, kind, "loss").first_row
     assert type_of(lambda each: first_row(each), types.int64) == [types.int32, types.int64]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_cuda_core_reads_capsules_of_ours(monkeypatch, dtype):
+    """As the verbs read anybody's."""
+    monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
+    utils = importlib.import_module("cuda.core.utils")
+    array = DeviceArray(run.runner().machine, 0, (3, 5), np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    view = utils.StridedMemoryView.from_dlpack(array, stream_ptr=-1)
+    assert (view.ptr, tuple(view.shape), view.dtype) == (array.address, (3, 5), array.dtype)
+    assert (view.is_device_accessible, view.device_id, view.strides in (None, (5, 1))) == (True, 0, True)

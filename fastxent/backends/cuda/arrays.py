@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from fastxent import checks
+from fastxent.backends.cuda import dlpack
 from fastxent.backends.cuda.scratch import refuse_capture
 
 
@@ -26,7 +27,7 @@ class View(NamedTuple):
 
 
 class DeviceArray:
-    """An array in memory of its own on the device, in C order; it speaks the CUDA array interface.
+    """An array in memory of its own on the device, in C order; it speaks the CUDA array interface and DLPack.
 
     Attributes
     ----------
@@ -53,6 +54,27 @@ class DeviceArray:
         """Version 3: 1 stands for the default stream."""
         where = {"data": (self.address, False), "shape": self.shape, "strides": None}
         return where | {"typestr": self.dtype.str, "version": 3, "stream": self.stream or 1}
+
+    def __dlpack_device__(self):
+        """The first GPU."""
+        return dlpack.CUDA, 0
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """A capsule, for which ``stream`` waits: a handle, None for the default stream, or -1 where nobody is to.
+
+        Raises
+        ------
+        BufferError
+            If a copy is asked for, or another device, or DLPack has no name for the dtype.
+        """
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError("arrays of a GPU are handed over as they are, there")
+        capsule = dlpack.capsule_of(self, self.__dlpack_device__()[0])
+        handle = stream or 0
+        if handle not in (-1, self.stream):
+            with self._machine.current():
+                self._machine.follow(self._machine.stream_of(handle), self.stream)
+        return capsule
 
 
 class _Interface:
