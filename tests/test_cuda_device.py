@@ -2,6 +2,7 @@
 caller's stream, in the caller's kind, and nobody waits.
 """
 
+import ctypes
 import gc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -378,6 +379,12 @@ class TestDLPack:
         gc.collect()
         assert address not in machine._memory
         assert not dlpack._HELD
+
+    def test_what_others_say_of_pythons_functions_is_theirs(self, monkeypatch):
+        """They are one object in all of a process."""
+        for name in ("PyCapsule_New", "PyCapsule_IsValid", "PyCapsule_GetPointer"):
+            monkeypatch.setattr(getattr(ctypes.pythonapi, name), "argtypes", (ctypes.py_object,) * 3)
+        self.test_numbers_and_how_long_they_live("float32")
 
     def test_a_capsule_that_nobody_takes(self):
         array = fastxent.logsumexp(Array(np.zeros((2, 3), np.float32)))

@@ -132,7 +132,7 @@ class TestTheList:
 
     @pytest.mark.parametrize("form", forms.FORMS)
     def test_the_suite_of_a_gpu_asks_for_no_other(self, machine, form):
-        for _, check in gpu_checks.each((form,), widths(form), seed=0, many=False):
+        for _, check in gpu_checks.each((form,), widths(form), seed=0, many=False, large=None):
             check()
         plain, every = (
             {code for of in (form, "float32") for code in warmup.codes(of, SM_90, every_option)}
@@ -144,7 +144,9 @@ class TestTheList:
     def test_what_the_suite_asks_for_is_found_by_asking(self, machine, monkeypatch):
         """Its checks in one format, and one shape of its times."""
         each = gpu_checks.each
-        monkeypatch.setattr(gpu_checks, "each", lambda seed: each(("float16",), (40, 700), seed, many=False))
+        monkeypatch.setattr(
+            gpu_checks, "each", lambda seed, large: each(("float16",), (40, 700), seed, many=False, large=large)
+        )
         monkeypatch.setattr(gpu_kernels, "GPU_SHAPES", ((8, 3000), (8, 9000)))
         monkeypatch.setattr(gpu, "OPTION_SHAPE", (8, 40))
         monkeypatch.setattr(gpu_kernels, "Asked", lambda *about: machine)

@@ -36,12 +36,16 @@ class _Managed(ctypes.Structure):
 
 
 _HELD: dict[int, Any] = {}  # by the address of their structure
-_python = ctypes.pythonapi
-_python.PyCapsule_New.restype = ctypes.py_object
-_python.PyCapsule_New.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
-_python.PyCapsule_IsValid.argtypes = ctypes.c_void_p, ctypes.c_char_p
-_python.PyCapsule_GetPointer.restype = ctypes.c_void_p
-_python.PyCapsule_GetPointer.argtypes = ctypes.c_void_p, ctypes.c_char_p
+
+
+def _of_python(name, result, *arguments):
+    """A function of Python's own; what others have said of its types is theirs."""
+    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
+
+
+_new = _of_python("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_is_valid = _of_python("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+_pointer_of = _of_python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -51,8 +55,8 @@ def _delete(managed):
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 def _delete_unless_taken(capsule):
-    if _python.PyCapsule_IsValid(capsule, _NAME):  # who takes it renames it
-        _HELD.pop(_python.PyCapsule_GetPointer(capsule, _NAME), None)
+    if _is_valid(capsule, _NAME):  # who takes it renames it
+        _HELD.pop(_pointer_of(capsule, _NAME), None)
 
 
 def capsule_of(array, device_type=CUDA):
@@ -71,4 +75,4 @@ def capsule_of(array, device_type=CUDA):
         bits=8 * array.dtype.itemsize, lanes=1, shape=shape, deleter=ctypes.cast(_delete, ctypes.c_void_p),
     )  # fmt: skip
     _HELD[ctypes.addressof(managed)] = managed, shape, array
-    return _python.PyCapsule_New(ctypes.addressof(managed), _NAME, ctypes.cast(_delete_unless_taken, ctypes.c_void_p))
+    return _new(ctypes.addressof(managed), _NAME, ctypes.cast(_delete_unless_taken, ctypes.c_void_p))
