@@ -150,7 +150,9 @@ class TestSuite:
             "what is asked of an H200: 1 met, 0 missed, 6 not measured",
         ]
         assert str(done.exception) == "1 checks are wrong on this GPU"
-        assert "quack-kernels" in (tmp_path / "gpu.html").read_text("utf-8")
+        written = (tmp_path / "gpu.html").read_text("utf-8")
+        assert "quack-kernels" in written
+        assert "simulated, compute capability 9.0; fastxent " in written
 
 
 VERBS = {

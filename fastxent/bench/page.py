@@ -97,7 +97,8 @@ def render_gpu(record):
             [[problem, report.number(error), figure, note] for error, problem, figure, note in errors],
         ),
     ]
-    subtitle = f"{record['device']}, compute capability {record['compute_capability']}; fastxent {record['fastxent']}"
+    capability = ".".join(map(str, record["compute_capability"]))
+    subtitle = f"{record['device']}, compute capability {capability}; fastxent {record['fastxent']}, {record['date']}"
     return page.lay_out("fastxent on a GPU", subtitle, figures, pictures.of_times(times), tables)
 
 
