@@ -26,7 +26,7 @@ def code(name, form, classes=VOCABULARY, written=None, entries="gradient", ends=
     return compiler.Code(name, layout.GPU.kind(form, classes, **how), written, entries, ends, (9, 0))
 
 
-# in every run: what most calls use, in the two formats that differ most,
+# in every run: what most calls use, in the two formats that differ most
 COMMON = (
     code("statistics", "float32"),
     code("statistics", "bfloat16"),

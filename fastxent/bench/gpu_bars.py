@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from fastxent.backends.cuda.forms import FORMS
 from fastxent.bench import report
 from fastxent.bench.gpu_record import Time
 from fastxent.bench.record import lengths
@@ -63,12 +62,11 @@ def of(times):
 
 def _of_shape(known, shape, dtype):
     (rows, classes), at = shape, f"{lengths(shape)} {dtype}"
-    itemsize = 2 if dtype in ("bfloat16", "float16") else np.dtype(dtype).itemsize
     for operation, of_large in _OF_LARGE.items():
         ours = known.get((OURS, operation, shape, dtype))
         if rows <= _FEW:
             asked = _OF_FEW_ROWS
-        elif rows * classes * itemsize >= _LARGE:
+        elif rows * classes * FORMS[dtype].itemsize >= _LARGE:
             asked = of_large if classes >= _LONG else _OF_SHORT_ROWS
         else:
             asked = None

@@ -59,7 +59,7 @@ def _delete_unless_taken(capsule):
         _HELD.pop(_pointer_of(capsule, _NAME), None)
 
 
-def capsule_of(array, device_type=CUDA):
+def capsule_of(array, device_type):
     """A capsule of an array in C order with ``address``, ``shape`` and ``dtype``, on the first device of a type.
 
     Raises
