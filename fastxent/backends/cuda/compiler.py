@@ -152,22 +152,49 @@ def function_of(ops, code):
 
 def compile_code(code):
     """Machine code of one kernel, a cubin."""
+    return linked(intermediate_code(code), code.architecture)
+
+
+def intermediate_code(code):
+    """One kernel as LTO-IR, with all that it calls."""
     repair_numpy()
-    from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
 
     from fastxent.backends.cuda.primitives import OPS
 
     # of functions it calls numba-cuda keeps LLVM's modules, which are of no architecture yet
     function = function_of(OPS, code)
-    (major, minor), threads = code.architecture, code.kind.threads * code.kind.rows
+    threads = code.kind.threads * code.kind.rows
     with _without_device(code.architecture):
         ir, _ = cuda.compile(
             function, _signature(function, code.ends), device=False, abi="numba", cc=code.architecture, output="ltoir",
             launch_bounds=(threads, resident(code) * 256 // threads),
         )  # fmt: skip
-    options = LinkerOptions(arch=f"sm_{major}{minor}", link_time_optimization=True)
-    return bytes(Linker(ObjectCode.from_ltoir(ir), options=options).link("cubin").code)
+    return ir
+
+
+def linked(ltoir, architecture, ptx=False):
+    """Machine code of LTO-IR, or the PTX it is made of.
+
+    A product and a sum are fused where the kernel says so and nowhere else: where a compiler does, a formula has other
+    bits in one kernel than in the next. (`cuda.core.LinkerOptions` cannot say that: its -fma=false is refused.)
+    """
+    from cuda.bindings import nvjitlink
+
+    options = [f"-arch=sm_{''.join(map(str, architecture))}", "-lto", "-fma=0", *(["-ptx"] if ptx else [])]
+    handle = nvjitlink.create(len(options), options)
+    try:
+        nvjitlink.add_data(handle, nvjitlink.InputType.LTOIR, ltoir, len(ltoir), "kernel")
+        nvjitlink.complete(handle)
+        size, get = (
+            (nvjitlink.get_linked_ptx_size, nvjitlink.get_linked_ptx) if ptx
+            else (nvjitlink.get_linked_cubin_size, nvjitlink.get_linked_cubin)
+        )  # fmt: skip
+        code = bytearray(size(handle))
+        get(handle, code)
+    finally:
+        nvjitlink.destroy(handle)
+    return bytes(code)
 
 
 def entry_of(cubin):

@@ -221,7 +221,7 @@ def _less_the_base(context, builder, kind, x, base):
 
 
 def _flushed_product(context, builder, kind, x, y):
-    return assembly(builder, x.type, "mul.ftz.f32 $0, $1, $2;", "=f,f,f", [x, y])
+    return assembly(builder, x.type, "mul.rn.ftz.f32 $0, $1, $2;", "=f,f,f", [x, y])
 
 
 fma = _elementwise("fma", 3, lambda context, builder, kind, *xyz: builder.fma(*xyz), "x y + z, rounded once.")

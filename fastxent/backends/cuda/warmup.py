@@ -152,9 +152,9 @@ def _architectures():
     """Those there are kernels for, of those that the compilers know."""
     try:
         import numba_cuda  # noqa: F401
-        from cuda.bindings import nvrtc
-        from cuda.core import Linker  # noqa: F401
+        from cuda.bindings import nvjitlink, nvrtc
 
+        nvjitlink.version()
         _, known = nvrtc.nvrtcGetSupportedArchs()
     except (ImportError, RuntimeError) as error:  # a package, or a library that it loads
         raise BackendUnavailableError(
