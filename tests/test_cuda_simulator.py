@@ -515,7 +515,7 @@ class TestSimulation:
     """What must not happen is seen."""
 
     def launch(self, kernel, buffers=(), threads=32, shared=0):
-        simulated.Launch(list(buffers)).run(kernel, (), 1, threads, shared)
+        simulated.Launch(list(buffers)).run(kernel, (), [0], threads, shared)
 
     def test_addresses(self):
         room = simulated._aligned(64)

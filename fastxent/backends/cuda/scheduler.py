@@ -78,10 +78,7 @@ class _Thread(threading.Thread):
 
 
 class Launch:
-    """One kernel on a grid of ``blocks`` blocks of ``threads`` threads, ``resident`` of them at a time.
-
-    ``order`` permutes the blocks, as a GPU may.
-    """
+    """One kernel on ``blocks`` of ``threads`` threads, by number in the order they begin, ``resident`` at a time."""
 
     def __init__(self, buffers):
         self.buffers = buffers
@@ -91,9 +88,9 @@ class Launch:
         self.waiting: dict[_Thread, _Meeting] = {}
         self._chance = random.Random(0)  # noqa: S311  threads take turns as they like on a GPU
 
-    def run(self, kernel, arguments, blocks, threads, shared_bytes=0, resident=1, order=None):
+    def run(self, kernel, arguments, blocks, threads, shared_bytes=0, resident=1):
         """Run the kernel to its end."""
-        queue = deque(range(blocks) if order is None else order)
+        queue = deque(blocks)
         alive: dict[_Block, int] = {}
         try:
             while queue or alive:

@@ -200,12 +200,14 @@ class Machine:
         self._demand_current()
         self.events.append((stream, name))
         _check_kinds(name, arguments)
-        function = compiler.function_of(OPS, compiler.Code(name, kind, written, entries, ends, self.architecture))
+        code = compiler.Code(name, kind, written, entries, ends, self.architecture)
+        self.carry_out(code, arguments, self._order.permutation(blocks).tolist(), shared, resident or self.together)
+
+    def carry_out(self, code, arguments, blocks, shared, resident):
+        """Run a kernel's Python on ``blocks`` in this order, ``resident`` of them at a time."""
         buffers = [(first, first + array.nbytes) for first, array in self._memory.items()]
-        order, resident = self._order.permutation(blocks).tolist(), resident or self.together
-        Launch(buffers).run(
-            function, arguments, blocks, kind.threads * kind.rows, shared, resident or self.together, order
-        )
+        threads, function = code.kind.threads * code.kind.rows, compiler.function_of(OPS, code)
+        Launch(buffers).run(function, arguments, blocks, threads, shared, resident)
 
 
 def _check_kinds(name, arguments):
