@@ -4,6 +4,7 @@ caller's stream, in the caller's kind, and nobody waits.
 
 import ctypes
 import gc
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
@@ -408,6 +409,122 @@ class TestDLPack:
         array.dtype = np.dtype(ml_dtypes.float8_e5m2)
         with pytest.raises(BufferError, match="float8_e5m2"):
             array.__dlpack__()
+
+
+class Lent:
+    """Numbers in the simulated device's memory of which only DLPack tells, as of jax's in bfloat16."""
+
+    def __init__(self, values):
+        self.array, self.waiting = Array(values, stream=0), []
+
+    def __dlpack_device__(self):
+        return dlpack.CUDA, 0
+
+    def __dlpack__(self, *, stream=None):
+        self.waiting.append(stream)
+        return dlpack.capsule_of(self.array, dlpack.CUDA)
+
+    def __array_namespace__(self):
+        return Namespace
+
+
+class Namespace:
+    """Of the library that lends them."""
+
+    @staticmethod
+    def from_dlpack(array):
+        found = dlpack.Borrowed(array)
+        values = run.runner().machine._bytes(found.address, math.prod(found.shape) * found.dtype.itemsize)
+        return Lent(values.view(found.dtype).reshape(found.shape))
+
+
+class TestBorrowed:
+    """What the capsules of NumPy say; those of jax in tests/test_jax.py."""
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "int64", "uint8"])
+    @pytest.mark.parametrize("cut", [(), (slice(None), slice(1, 3)), (slice(None, None, 2),), (1, 0, slice(0))])
+    def test_where_an_array_lies(self, dtype, cut):
+        array = np.arange(24, dtype=dtype).reshape(2, 3, 4)[cut]
+
+        class OfADevice:
+            def __dlpack__(self, *, stream):
+                return array.__dlpack__()
+
+        found = dlpack.Borrowed(OfADevice())
+        assert (found.address, found.shape, found.dtype) == (array.ctypes.data, array.shape, array.dtype)
+        assert found.steps == array.strides
+
+
+class TestLent:
+    @pytest.fixture(autouse=True)
+    def _codes(self, monkeypatch):
+        """What our own arrays of whole numbers would be called."""
+        monkeypatch.setitem(dlpack._CODES, np.dtype(np.int64), 0)
+        monkeypatch.setitem(dlpack._CODES, np.dtype(np.int32), 0)
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+    def test_a_loss_in_the_callers_kind(self, dtype):
+        logits, targets, _ = Case(3, 45, dtype=dtype).build()
+        wanted = fastxent.cross_entropy_with_grad(logits, targets, backend="cuda", return_lse=True)
+        given = Lent(logits), Lent(targets)
+        found = fastxent.cross_entropy_with_grad(*given, return_lse=True)
+        assert [type(one) for one in found] == [Lent] * 3
+        for one, want in zip(found, wanted, strict=True):
+            assert one.array.numpy().tobytes() == np.asarray(want).tobytes()
+        alone = fastxent.cross_entropy(*given)
+        assert alone.array.numpy() == wanted[0]
+        assert given[0].waiting == [1, 1]  # the default stream, which is to wait for their numbers
+
+    def test_options_and_what_is_not_lent(self):
+        logits, targets, _ = Case(3, 45).build()
+        weight, upstream = np.linspace(0.5, 2, 45, dtype=np.float32), np.float32([1, 2, 3])
+        wanted = fastxent.cross_entropy_with_grad(
+            logits, targets, weight=weight, reduction="none", grad_output=upstream, backend="cuda"
+        )
+        out = Array(np.zeros_like(logits))
+        loss, gradient = fastxent.cross_entropy_with_grad(
+            Lent(logits), Array(targets), weight=Lent(weight), reduction="none", grad_output=Lent(upstream), out=out
+        )
+        assert loss.array.numpy().tobytes() == wanted[0].tobytes()
+        assert gradient is out
+        assert out.numpy().tobytes() == wanted[1].tobytes()
+
+    def test_softmaxes_and_scores(self):
+        logits, targets, _ = Case(3, 45).build()
+        for function in (fastxent.softmax, fastxent.log_softmax, fastxent.logsumexp):
+            assert function(Lent(logits)).array.numpy().tobytes() == function(logits, backend="cuda").tobytes()
+        found, wanted = fastxent.score(Lent(logits), targets), fastxent.score(logits, targets, backend="cuda")
+        assert found.log_prob.tobytes() == wanted.log_prob.tobytes()
+
+    def test_they_are_held_until_the_device_is_done(self):
+        logits, targets, _ = Case(3, 45).build()
+        machine = run.runner().machine
+        machine.busy = True
+        try:
+            given = Lent(logits), Lent(targets)
+            address = given[0].array.address
+            fastxent.cross_entropy(*given)
+            del given
+            gc.collect()
+            assert address in machine._memory
+        finally:
+            machine.busy = False
+        fastxent.logsumexp(Lent(logits))
+        gc.collect()
+        assert address not in machine._memory
+
+    def test_what_is_refused(self, monkeypatch):
+        logits, targets, _ = Case(3, 45).build()
+        with pytest.raises(TypeError, match="targets must be on the device too"):
+            fastxent.cross_entropy(Lent(logits), targets)
+        given = Lent(logits)
+        with pytest.raises(TypeError, match="out must be on the device too"):
+            fastxent.cross_entropy_with_grad(given, Lent(targets), out=given)
+        with pytest.raises(IndexError, match="1 of 3 do not, the first in row 1"):
+            fastxent.cross_entropy(Lent(logits), Lent(np.array([0, 45, 1])), check=True)
+        monkeypatch.setitem(dlpack._CODES, np.dtype(np.float32), 5)
+        with pytest.raises(TypeError, match="type 5 with 32 bits"):
+            fastxent.cross_entropy(Lent(logits), Lent(targets))
 
 
 def test_any_thread_may_call():

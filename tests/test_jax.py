@@ -15,6 +15,7 @@ from jax.test_util import check_grads  # noqa: E402
 
 import fastxent  # noqa: E402
 import fastxent.jax as ours  # noqa: E402
+from fastxent.backends.cuda import dlpack  # noqa: E402
 from fastxent.jax import calls  # noqa: E402
 from tests import reference  # noqa: E402
 
@@ -58,6 +59,20 @@ def test_confident_rows_go_on_learning():
     assert loss == pytest.approx(np.log1p(np.exp(-30.0)), rel=5e-7)
     assert gradient[0, 0] == pytest.approx(-np.exp(-30.0), rel=1e-6)
     assert optax.softmax_cross_entropy_with_integer_labels(logits, targets)[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float32", "int32"])
+def test_where_an_array_lies_by_its_capsule(dtype):
+    """As those on a GPU are read; here one of the host's."""
+    array = jnp.arange(12).reshape(3, 4).astype(dtype)
+
+    class OfADevice:
+        def __dlpack__(self, *, stream):
+            return array.__dlpack__()
+
+    found = dlpack.Borrowed(OfADevice())
+    assert (found.address, found.shape, found.dtype) == (array.unsafe_buffer_pointer(), (3, 4), array.dtype)
+    assert found.steps == (4 * array.dtype.itemsize, array.dtype.itemsize)
 
 
 def test_axes_and_shapes():

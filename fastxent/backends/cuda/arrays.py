@@ -14,6 +14,7 @@ import numpy as np
 
 from fastxent import checks
 from fastxent.backends.cuda import dlpack
+from fastxent.backends.cuda.dlpack import Borrowed, in_c_order
 from fastxent.backends.cuda.scratch import refuse_capture
 
 
@@ -31,14 +32,18 @@ class DeviceArray:
 
     Attributes
     ----------
-    shape : tuple of int
+    shape, steps : tuple of int
+        ``steps`` in bytes.
     dtype : dtype
     stream : int
         The one its numbers are being written on: whoever reads them waits for that.
     """
 
+    device = 0
+
     def __init__(self, machine, handle, shape, dtype):
         self.shape, self.dtype, self.stream = tuple(shape), np.dtype(dtype), handle
+        self.steps = in_c_order(self.shape, self.dtype.itemsize)
         self._machine, stream = machine, machine.stream_of(handle)
         with machine.current():
             refuse_capture(machine, stream)
@@ -78,7 +83,7 @@ class DeviceArray:
 
 
 class _Interface:
-    """Whatever has the CUDA array interface; what it is given back is a `DeviceArray`."""
+    """Whatever has the CUDA array interface, ours, and what is borrowed; what it is given back is a `DeviceArray`."""
 
     one_stream = False
 
@@ -86,6 +91,8 @@ class _Interface:
         self._machine = machine
 
     def device(self, array):
+        if isinstance(array, _TOLD):
+            return array.device
         return array.__dlpack_device__()[1] if hasattr(array, "__dlpack_device__") else 0
 
     def glance(self, array):
@@ -96,17 +103,19 @@ class _Interface:
         return self.view(array).address
 
     def is_read_only(self, array):
-        return not isinstance(array, DeviceArray) and bool(array.__cuda_array_interface__["data"][1])
+        if isinstance(array, _TOLD):
+            return isinstance(array, Borrowed)
+        return bool(array.__cuda_array_interface__["data"][1])
 
     def view(self, array):
-        if isinstance(array, DeviceArray):
-            return View(array.address, array.shape, _in_c_order(array.shape, array.dtype), array.dtype)
+        if isinstance(array, _TOLD):
+            return View(array.address, array.shape, array.steps, array.dtype)
         about = array.__cuda_array_interface__
         shape, dtype = tuple(about["shape"]), np.dtype(about["typestr"])
-        return View(about["data"][0], shape, tuple(about.get("strides") or _in_c_order(shape, dtype)), dtype)
+        return View(about["data"][0], shape, tuple(about.get("strides") or in_c_order(shape, dtype.itemsize)), dtype)
 
     def stream(self, array):
-        return array.stream if isinstance(array, DeviceArray) else array.__cuda_array_interface__.get("stream") or 0
+        return array.stream if isinstance(array, _TOLD) else array.__cuda_array_interface__.get("stream") or 0
 
     def empty(self, array, shape, dtype):
         return DeviceArray(self._machine, self.stream(array), shape, dtype)
@@ -226,6 +235,7 @@ class _Cupy:
         into[...] = array
 
 
+_TOLD = (DeviceArray, Borrowed)  # by their attributes
 _OWN_WORDS: dict[str, Any] = {"torch": _Torch, "cupy": _Cupy}
 _KNOWN: dict[type, Any] = {}
 
@@ -248,9 +258,15 @@ def library_of(array, machine):
     name = kind.__module__.partition(".")[0]
     if name in _OWN_WORDS:
         return _KNOWN.setdefault(kind, _OWN_WORDS[name](sys.modules[name]))
-    if not isinstance(array, DeviceArray) and not hasattr(array, "__cuda_array_interface__"):
-        raise TypeError(f"arrays of {name} on a device are not known here: torch, cupy or the CUDA array interface")
+    if not isinstance(array, _TOLD) and not hasattr(array, "__cuda_array_interface__"):
+        raise TypeError(f"arrays of {name} on a device are not known here: DLPack or the CUDA array interface")
     return _Interface(machine)
+
+
+def has_own_words(array):
+    """Whether `library_of` asks an array's library in its own words, or the array is ours."""
+    kind = type(array)
+    return kind in _KNOWN or isinstance(array, _TOLD) or kind.__module__.partition(".")[0] in _OWN_WORDS
 
 
 def library_of_logits(logits, machine):
@@ -259,6 +275,11 @@ def library_of_logits(logits, machine):
     library = library_of(logits, machine)
     check_device(library, logits, "logits")
     return library
+
+
+def may_be_on_device(array, like):
+    """Whether `library_of` knows an array, which may be of the kind of ``like``."""
+    return isinstance(array, (type(like), *_TOLD)) or hasattr(array, "__cuda_array_interface__")
 
 
 def check_device(library, array, name):
@@ -275,14 +296,6 @@ def check_device(library, array, name):
 @functools.cache
 def _dtype_named(name):
     return np.dtype(getattr(ml_dtypes, name, name))
-
-
-def _in_c_order(shape, dtype):
-    steps, each = [], dtype.itemsize
-    for size in reversed(shape):
-        steps.append(each)
-        each *= size
-    return tuple(reversed(steps))
 
 
 def lies_in_line(view):

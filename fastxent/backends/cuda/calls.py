@@ -8,7 +8,7 @@ from typing import Any
 
 from fastxent import checks
 from fastxent.backends.cuda import resident
-from fastxent.backends.cuda.arrays import check_device, in_line, library_of
+from fastxent.backends.cuda.arrays import check_device, in_line, library_of, may_be_on_device
 from fastxent.backends.cuda.plans import Place, Plan, Recorder
 
 _PLANS: dict[Any, Plan] = {}
@@ -44,7 +44,7 @@ class Call:
 
     def on_device(self, array, name):
         """Where an array of the caller's is, once it is the stream's turn."""
-        if type(array) is not type(self.array) and not hasattr(array, "__cuda_array_interface__"):
+        if not may_be_on_device(array, like=self.array):
             raise TypeError(f"{name} must be on the device too, like logits; got {type(array).__name__}")
         library = library_of(array, self.machine)
         check_device(library, array, name)

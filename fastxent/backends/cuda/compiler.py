@@ -38,8 +38,8 @@ LEAST = 8, 0  # compute capability: instructions on pairs of bfloat16, a maximum
 # they call kernels, and no kernel calls them; what a layout or a machine says of a kernel is in its `Code`
 _NO_KERNELS = (
     *("__init__.py", "arrangement.py", "arrays.py", "calls.py", "device.py", "dlpack.py", "inputs.py", "launches.py"),
-    *("layout.py", "linear.py", "machine.py", "plans.py", "resident.py", "run.py", "scheduler.py", "scratch.py"),
-    *("simulated.py", "softmaxes.py", "stream.py", "warmup.py"),
+    *("layout.py", "lent.py", "linear.py", "machine.py", "plans.py", "resident.py", "run.py", "scheduler.py"),
+    *("scratch.py", "simulated.py", "softmaxes.py", "stream.py", "warmup.py"),
 )
 _GROUPS = {
     "elements": Elements,

@@ -4,6 +4,7 @@ Nothing waits. What is wrong with a target is known when the device has seen it:
 that stream that finds the news raises the IndexError, or with ``check`` the call itself, which then waits.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from fastxent import arguments, checks
 from fastxent.backends.cuda import arrangement, calls, launches, resident
 from fastxent.backends.cuda.arrays import in_line, library_of_logits
 from fastxent.backends.cuda.inputs import bits_of, scaling_of
+from fastxent.backends.cuda.lent import answered, borrowed, is_lent
 from fastxent.backends.cuda.losses import GROUP, Loss, Upstream
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.run import runner
@@ -22,18 +24,23 @@ from fastxent.backends.cuda.write import Written
 
 def cross_entropy(logits, targets, options, *, check=False):
     """See `fastxent.cross_entropy`; class indices, or probabilities of all classes."""
-    return _asked(logits, targets, arguments.as_options(options), None, check)
+    options = arguments.as_options(options)
+    if is_lent(logits):
+        return answered(runner().machine, cross_entropy, logits, targets, options, check=check)
+    return _asked(logits, targets, options, None, check)
 
 
 def cross_entropy_with_grad(logits, targets, options, *, grad_output=1.0, out=None, check=False):
     """See `fastxent.cross_entropy_with_grad`; class indices, or probabilities of all classes."""
-    gradient = {"grad_output": grad_output, "out": out}
-    return _asked(logits, targets, arguments.as_options(options), gradient, check)
+    options, gradient = arguments.as_options(options), {"grad_output": grad_output, "out": out}
+    if is_lent(logits):
+        return answered(runner().machine, cross_entropy_with_grad, logits, targets, options, check=check, **gradient)
+    return _asked(logits, targets, options, gradient, check)
 
 
 def ready(logits, axis=-1):
     """Shape and `DeviceRows` of logits, once what was asked of their stream is done: for verbs, which wait anyway."""
-    machine = runner().machine
+    machine, logits = runner().machine, borrowed(logits)
     library = library_of_logits(logits, machine)
     view = library.view(logits)
     checks.check_logits(view.shape, view.dtype, axis)
@@ -41,7 +48,7 @@ def ready(logits, axis=-1):
         raise ValueError(f"axis must be the last of logits on a device; got {axis}")
     with machine.current():
         machine.wait(machine.stream_of(library.stream(logits)))
-    return view.shape, resident.as_rows(view)
+    return view.shape, dataclasses.replace(resident.as_rows(view), owner=logits)
 
 
 def _asked(logits, targets, options, gradient, check):

@@ -1,7 +1,7 @@
-"""Capsules of DLPack, by which torch, jax, cupy and others take an array of ours without a copy.
+"""Capsules of DLPack, by which torch, jax, cupy and others take an array of ours without a copy, and we one of theirs.
 
 As the Python specification of DLPack has it: a capsule "dltensor" holds a DLManagedTensor, whose deleter is called by
-whoever took it, or by the capsule if nobody did. Until then the array is held here.
+whoever took it, or by the capsule if nobody did. Until then an array of ours is held here.
 """
 
 import ctypes
@@ -12,8 +12,11 @@ import numpy as np
 
 CUDA = 2  # kDLCUDA
 _NAME = b"dltensor"
-_FLOAT, _BFLOAT = 2, 4
+_INTEGER, _UNSIGNED, _FLOAT, _BFLOAT, _E4M3FN, _E5M2 = 0, 1, 2, 4, 10, 12
 _CODES = {np.dtype(ml_dtypes.bfloat16): _BFLOAT} | dict.fromkeys(map(np.dtype, ("f2", "f4", "f8")), _FLOAT)
+_LETTERS = {_INTEGER: "i", _UNSIGNED: "u", _FLOAT: "f"}
+_OTHERS = {_BFLOAT: ml_dtypes.bfloat16, _E4M3FN: ml_dtypes.float8_e4m3fn, _E5M2: ml_dtypes.float8_e5m2}
+_DEFAULT_STREAM = 1
 
 
 class _Managed(ctypes.Structure):
@@ -76,3 +79,45 @@ def capsule_of(array, device_type):
     )  # fmt: skip
     _HELD[ctypes.addressof(managed)] = managed, shape, array
     return _new(ctypes.addressof(managed), _NAME, ctypes.cast(_delete_unless_taken, ctypes.c_void_p))
+
+
+class Borrowed:
+    """Another library's array as its capsule has it, for the default stream; to be read alone, as no capsule of this
+    kind says whether it may be written. It is there as long as this is.
+
+    Attributes
+    ----------
+    address, device, stream : int
+    shape, steps : tuple of int
+        ``steps`` in bytes.
+    dtype : dtype
+    """
+
+    stream = 0
+
+    def __init__(self, array):
+        self._capsule = array.__dlpack__(stream=_DEFAULT_STREAM)
+        about = _Managed.from_address(_pointer_of(id(self._capsule), _NAME))
+        self.device, self.address = about.device_id, (about.data or 0) + about.byte_offset
+        self.dtype, axes = _dtype_of(about), range(about.ndim)
+        self.shape = tuple(about.shape[k] for k in axes)
+        counts = [about.strides[k] for k in axes] if about.strides else in_c_order(self.shape, 1)
+        self.steps = tuple(step * self.dtype.itemsize for step in counts)
+
+
+def _dtype_of(about):
+    if about.lanes == 1:
+        if about.code in _OTHERS:
+            return np.dtype(_OTHERS[about.code])
+        if about.code in _LETTERS:
+            return np.dtype(f"{_LETTERS[about.code]}{about.bits // 8}")
+    raise TypeError(f"arrays of DLPack's type {about.code} with {about.bits} bits and {about.lanes} lanes are not read")
+
+
+def in_c_order(shape, itemsize):
+    """The steps from one number to the next along each axis, the last of ``itemsize``."""
+    steps, each = [], itemsize
+    for size in reversed(shape):
+        steps.append(each)
+        each *= size
+    return tuple(reversed(steps))

@@ -123,6 +123,25 @@ class Machine:
         _checked(driver.cuStreamWaitEvent(int(stream.handle), event, 0))
         _checked(driver.cuEventDestroy(event))
 
+    def mark(self, stream):
+        """An event behind all that has been asked of a stream."""
+        from cuda.bindings import driver
+
+        event = _checked(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+        _checked(driver.cuEventRecord(event, int(stream.handle)))
+        return event
+
+    def has_passed(self, event):
+        """Whether the device is done with what is before a mark, which then is one no more."""
+        from cuda.bindings import driver
+
+        (status,) = driver.cuEventQuery(event)
+        if status == driver.CUresult.CUDA_ERROR_NOT_READY:
+            return False
+        _checked((status,))
+        _checked(driver.cuEventDestroy(event))
+        return True
+
     def is_capturing(self, stream):
         """Whether what is asked of a stream goes into a CUDA graph."""
         from cuda.bindings import driver

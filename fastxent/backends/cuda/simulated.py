@@ -38,8 +38,8 @@ class Machine:
         self._memory = {}
         # what has been asked of which stream, the last of it
         self.events: deque[tuple[Any, str]] = deque(maxlen=1000)
-        # streams that are captured into a CUDA graph
-        self.captured = set()
+        # streams that are captured into a CUDA graph, and whether marks of any are still ahead
+        self.captured, self.busy = set(), False
         self._of_thread = threading.local()
         # blocks come in any order on a GPU
         self._order = np.random.default_rng(0)
@@ -62,6 +62,17 @@ class Machine:
         """There is nothing to wait for."""
         self._demand_current()
         return None
+
+    def mark(self, stream):
+        """The number of the mark."""
+        self._demand_current()
+        self.events.append((stream, "mark"))
+        return len(self.events)
+
+    def has_passed(self, event):
+        """Unless a test has said that the device is busy."""
+        self._demand_current()
+        return not self.busy
 
     def is_capturing(self, stream):
         """Whether a test has said so."""

@@ -4,6 +4,7 @@ from fastxent import checks
 from fastxent.backends.cuda import arrangement, calls, launches, resident
 from fastxent.backends.cuda.arrays import library_of_logits
 from fastxent.backends.cuda.inputs import scaling_of
+from fastxent.backends.cuda.lent import answered, is_lent
 from fastxent.backends.cuda.losses import Loss, Upstream
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.run import runner
@@ -14,16 +15,22 @@ from fastxent.backends.cuda.write import Written
 
 def logsumexp(logits, temperature, *, axis=-1, keepdims=False):
     """See `fastxent.logsumexp`; one axis."""
+    if is_lent(logits):
+        return answered(runner().machine, logsumexp, logits, temperature, axis=axis, keepdims=keepdims)
     return _asked("lse", logits, None, axis, temperature, keepdims)[0]
 
 
 def log_softmax(logits, temperature, *, axis=-1, out=None):
     """See `fastxent.log_softmax`; one axis."""
+    if is_lent(logits):
+        return answered(runner().machine, log_softmax, logits, temperature, axis=axis, out=out)
     return _entries("log_softmax", logits, axis, temperature, out)
 
 
 def softmax(logits, temperature, *, axis=-1, out=None):
     """See `fastxent.softmax`; one axis."""
+    if is_lent(logits):
+        return answered(runner().machine, softmax, logits, temperature, axis=axis, out=out)
     return _entries("gradient", logits, axis, temperature, out)
 
 
