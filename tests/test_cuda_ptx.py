@@ -1,9 +1,10 @@
 """The kernels as the compilers made them: their PTX, run on a CPU, against the reference and the simulated GPU.
 
-Needs the packages of ``fastxent[cuda-check]`` and no GPU.
+Needs the compilers of ``fastxent[cuda-check]``, of ``[cuda13]`` or of ``[cuda12]``, and no GPU.
 """
 
 import functools
+import importlib.util
 import re
 
 import numpy as np
@@ -16,9 +17,11 @@ from fastxent.backends.cuda.layout import GPU, SIMULATED
 from fastxent.backends.cuda.scheduler import SimulationError
 from fastxent.bench import gpu_checks
 from fastxent.bench.cases import Case
-from tests import machine_code, ptx
+from tests import ptx
 
-pytestmark = pytest.mark.skipif(machine_code.why_missing() is not None, reason=str(machine_code.why_missing()))
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("numba_cuda") is None, reason="needs numba_cuda: pip install fastxent[cuda-check]"
+)
 
 TOGETHER = 16  # blocks that may wait for each other on a GPU of 132 multiprocessors
 
