@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from fastxent import cli_compare
 from fastxent.backends import cuda
-from fastxent.bench import checking, gpu, gpu_bars, gpu_checks, gpu_peers, gpu_times, page
+from fastxent.bench import checking, gpu, gpu_bars, gpu_checks, gpu_peers, gpu_tables, gpu_times, page
 from fastxent.bench.gpu_record import LEFT_OUT, Check, Time
 from fastxent.bench.record import Seconds
 
@@ -24,6 +24,8 @@ def simulated(monkeypatch):
     monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
     monkeypatch.setattr(gpu_times, "_ROUNDS", 3)
     monkeypatch.setattr(gpu_times, "_WARM", 0)
+    monkeypatch.setattr(gpu_times, "_ASKINGS", 3)
+    monkeypatch.setattr(gpu_times, "ASKED_SHAPE", (2, 70))
 
 
 def suite(**changed):
@@ -64,6 +66,7 @@ class TestSuite:
         timed = {(one["candidate"], one["operation"]) for one in record["times"] if one["seconds"]}
         assert {("fastxent", "loss"), ("softcap", "loss and gradient"), ("90% ignored", "loss")} <= timed
         assert ("fastxent", "loss and gradient in place") in timed
+        assert {operation for candidate, operation in timed if candidate == gpu_bars.HOST} == set(gpu_bars._OF_LARGE)
         assert ("fastxent", "score with top 5") in timed
         assert {one["candidate"] for one in record["times"]} >= set(gpu_peers.NAMES)
         assert json.loads(json.dumps(record, allow_nan=False))["times"][0]["seconds"]["rounds"] == 3
@@ -72,7 +75,7 @@ class TestSuite:
         pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
         written = page.render_gpu(json.loads(json.dumps(record)))
         assert "90% ignored" in written
-        shapes = {(*one["shape"], one["dtype"]) for one in record["times"]}
+        shapes = {(*one["shape"], one["dtype"]) for one in record["times"] if one["candidate"] != gpu_bars.HOST}
         assert written.count("<svg") == len(shapes) == 2
 
     def test_one_that_fails_is_a_line(self, monkeypatch):
@@ -106,7 +109,7 @@ class TestSuite:
         found = suite(seconds=-1.0, checked=[("a", Check), ("b", Check)])
         assert {one.note for one in found} == {LEFT_OUT}
         assert [one.right for one in found[:2]] == [None, None]
-        assert [one.candidate for one in found[2:]] == [*gpu_times.options_of(3), "fastxent"]
+        assert [one.candidate for one in found[2:]] == [gpu_bars.HOST, *gpu_times.options_of(3), "fastxent"]
 
     def test_peers_have_the_clock_too(self, monkeypatch):
         now = [0.0]
@@ -119,6 +122,7 @@ class TestSuite:
         monkeypatch.setattr(gpu_peers, "time_peer", time_peer)
         monkeypatch.setattr(gpu_times, "options_of", lambda classes: {})
         monkeypatch.setattr(gpu_times, "time_calls", lambda *about, **named: ([], 1.0))
+        monkeypatch.setattr(gpu_times, "time_asking", lambda machine: [])
         found = suite(checked=(), seconds=0.3)
         assert [one.candidate for one in found] == list(gpu_peers.NAMES[2:])
 
@@ -147,7 +151,7 @@ class TestSuite:
             "3 x 70 bfloat16, fastxent, loss: 1.2 ms (min 1 ms, IQR 17%), 87% of a copy",
             "3 x 70 bfloat16, fastxent, loss: absent: needs quack: pip install quack-kernels",
             "simulated: 3 checks, 1 wrong, 1 left out; 1 times",
-            "what is asked of an H200: 1 met, 0 missed, 6 not measured",
+            "what is asked of an H200: 1 met, 0 missed, 7 not measured",
         ]
         assert str(done.exception) == "1 checks are wrong on this GPU"
         written = (tmp_path / "gpu.html").read_text("utf-8")
@@ -263,6 +267,17 @@ class TestPeers:
             "loss and gradient": 2,
         }
 
+    def test_one_that_gives_the_gradient_of_the_sum(self, monkeypatch):
+        torch = pytest.importorskip("torch", reason="needs torch: pip install fastxent[peers]")
+        mean = gpu_peers.PEERS["torch"](torch)
+
+        def summed(logits, targets):
+            return mean.gradient(logits, targets) * len(logits)
+
+        monkeypatch.setitem(gpu_peers.PEERS, "summed", lambda torch: gpu_peers.Peer(mean.loss, summed, of_sum=True))
+        found = gpu_peers._of_tensors(torch, "summed", (70, 300), "float32", "cpu", timed)
+        assert set(found) == {"loss", "loss and gradient"}
+
     @pytest.mark.parametrize(("of_loss", "of_gradient"), [(1.001, 1.0), (1.0, 1.001)])
     def test_a_wrong_one_is_not_timed(self, monkeypatch, of_loss, of_gradient):
         torch = pytest.importorskip("torch", reason="needs torch: pip install fastxent[peers]")
@@ -272,7 +287,7 @@ class TestPeers:
                 right = torch.nn.functional.cross_entropy(logits, targets)
                 return right * of_gradient - right.detach() * (of_gradient - of_loss)
 
-            return cross_entropy
+            return gpu_peers._by_autograd(cross_entropy)
 
         monkeypatch.setitem(gpu_peers.PEERS, "torch", off_by)
         found = gpu_peers._of_tensors(torch, "torch", (70, 300), "float32", "cpu", timed)
@@ -282,6 +297,7 @@ class TestPeers:
         for name, module, command in (
             ("Liger", "liger_kernel.transformers.functional", "liger-kernel"),
             ("quack", "quack.cross_entropy", "quack-kernels"),
+            ("quack, one read", "quack.cross_entropy", "quack-kernels"),
             ("flash-attention", "flash_attn.losses.cross_entropy", "flash-attn"),
             ("cupy", "cupy", "cupy-cuda13x"),
         ):
@@ -319,11 +335,36 @@ def overwriting(torch):
         def backward(context, upstream):
             return context.gradient * upstream, None
 
-    return Overwriting.apply
+    return gpu_peers._by_autograd(Overwriting.apply)
 
 
 def took(candidate, operation, seconds, shape=(16_384, 32_000), dtype="bfloat16", of_ceiling=0.9):
     return Time(operation, shape, dtype, candidate, Seconds(*[seconds] * 4, 9), of_ceiling)
+
+
+def test_the_tables_of_a_record():
+    times = [took("plain", "loss", 1e-3), took("softcap", "loss", 1.29e-3), took("softcap", "loss and gradient", 2e-3)]
+    times += [
+        took("plain", "loss and gradient", 1.6e-3),
+        took(gpu_bars.HOST, "loss", 12e-6, (64, 1000), of_ceiling=None),
+    ]
+    large = (32_768, 32_000)
+    times += [took("fastxent", name, 1e-3, large, "float32", 0.91) for name in ("loss", "loss and gradient")]
+    times += [took("torch", "loss and gradient", 4.5e-3, large, "float32", 0.2)]
+    bars = list(gpu_bars.of(times))
+    record = {
+        "device": "an abacus", "compute_capability": [9, 0], "fastxent": "1.0", "date": "2026-01-02",
+        "checks": [{"right": True}, {"right": None}], "times": [asdict(one) for one in times],
+        "bars": [{"met": bar.met, "said": str(bar)} for bar in bars],
+    }  # fmt: skip
+    lines = gpu_tables.section(json.loads(json.dumps(record))).splitlines()
+    assert lines[0] == "an abacus, compute capability 9.0; fastxent 1.0; measured 2026-01-02; 1 of 2 checks right"
+    assert lines[2].endswith("| with gradient | of a copy | in place | with scores | torch |")
+    assert "| 32,768 x 32,000 | float32 | 1 ms | 91% | 1 ms | 91% |  |  | 4.50 x |" in lines
+    assert "| 16,384 x 32,000 | bfloat16 | softcap | 1.29 x | 1.25 x |" in lines
+    assert "The host's part of a loss: 12 us." in lines
+    assert "- 32,768 x 32,000 float32, loss, of a copy: 91.0%, at least 92.0%: missed" in lines
+    assert next(line for line in lines if line.startswith("Of ")) == "Of 6 bars that were measured 5 are met."
 
 
 class TestBars:
@@ -355,6 +396,13 @@ class TestBars:
         ]
         assert not [bar for bar in gpu_bars.of(found) if "of a copy" in bar.what]
 
+    def test_of_the_hosts_part(self):
+        found = [took(gpu_bars.HOST, "loss", 16e-6, (64, 1000)), took(gpu_bars.HOST, "loss and gradient", 14e-6)]
+        assert [str(bar) for bar in gpu_bars.of(found)] == [
+            "loss, the host's part, seconds: 16 us, at most 15 us: missed",
+            "loss and gradient, the host's part, seconds: 14 us, at most 15 us: met",
+        ]
+
     def test_of_options(self):
         found = [took("plain", "loss", 1e-3), took("softcap", "loss", 1.29e-3), took("weights", "loss", 1.06e-3)]
         found += [took("90% ignored", "loss", 0.21e-3), took("90% ignored", "loss and gradient", 1e-3)]
@@ -366,6 +414,7 @@ class TestBars:
     def test_of_peers(self):
         found = [took("fastxent", "loss and gradient", 1e-3), took("torch", "loss and gradient", 3.9e-3)]
         found += [took("quack", "loss and gradient", 1.0e-3), took("Liger", "loss", 9e-3)]
-        judged = {bar.what.rpartition(" ")[2]: bar.met for bar in gpu_bars.of(found) if "as fast" in bar.what}
-        assert judged == {"quack": True, "Liger": None, "torch.compile": None, "torch": False}
+        judged = {bar.what.rpartition("fast as ")[2]: bar.met for bar in gpu_bars.of(found) if "as fast" in bar.what}
+        known = {"quack": True, "torch": False}
+        assert judged == dict.fromkeys(("quack, one read", "Liger", "torch.compile")) | known
         assert set(gpu_bars._PEERS) <= set(gpu_peers.NAMES)

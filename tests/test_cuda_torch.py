@@ -4,6 +4,7 @@ torch's CUDA is what a GPU would be asked for.
 
 import ctypes
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch", reason="the peers extra brings torch")
 import fastxent  # noqa: E402
 from fastxent import checks  # noqa: E402
 from fastxent.backends.cuda import arrays, run  # noqa: E402
+from fastxent.bench import gpu_checks, gpu_tensors  # noqa: E402
 
 STREAM = 3
 
@@ -47,6 +49,22 @@ def _tensors_are_on_the_device(monkeypatch):
 
 def tensors(*arrays_of_numpy):
     return tuple(torch.from_numpy(array.copy()) for array in arrays_of_numpy)
+
+
+@pytest.mark.parametrize(
+    ("verb", "dtype"),
+    [("tensors of torch", "float32"), ("tensors of torch", "bfloat16"), ("hidden states of torch", "float32")],
+)
+def test_what_a_gpu_is_checked_with(monkeypatch, verb, dtype):
+    """And that a loss which is off is seen."""
+    monkeypatch.setattr(gpu_tensors, "torch_of_the_device", lambda: torch)
+    monkeypatch.setattr(gpu_tensors, "_DEVICE", "cpu")
+    asked = np.dtype(getattr(ml_dtypes, dtype, dtype)), 45, verb
+    check = gpu_checks.of_verb(*asked, np.random.default_rng(0))
+    assert check.right, check.errors
+    from_torch = gpu_tensors._from_torch
+    monkeypatch.setattr(gpu_tensors, "_from_torch", lambda *given: from_torch(*given) * (1 + 5e-6))
+    assert not gpu_checks.of_verb(*asked, np.random.default_rng(0)).right
 
 
 @pytest.mark.parametrize("memory", [None, 3 * 45 * 8])

@@ -51,3 +51,11 @@ def _limits(dtype):
     import ml_dtypes
 
     return ml_dtypes.finfo(dtype)
+
+
+def loss_and_gradient(got, wanted, dtype, name="gradient", scale=None, more=0.0):
+    """The figures of a check: each name, what was got, what is wanted, what is promised and ``more``, of what."""
+    (loss, gradient), (want, exactly) = got, wanted
+    of_loss, of_gradient = promised(dtype)
+    yield "loss", loss, want, of_loss + more
+    yield name, gradient, exactly, of_gradient + more, scale

@@ -56,6 +56,7 @@ def _times(shapes, option_shape, dtypes, until):
         except Exception as failure:  # out of memory, say
             return [Time("", shape, dtype, label, note=failed(failure))], None
 
+    yield from _asking(machine, until)
     for dtype in dtypes:
         for label, named in gpu_times.options_of(option_shape[1]).items():
             yield from ours(option_shape, dtype, label, **named)[0]
@@ -70,6 +71,16 @@ def _times(shapes, option_shape, dtypes, until):
                 yield Time("", shape, dtype, peer, note=LEFT_OUT)
             else:
                 yield from gpu_peers.time_peer(peer, shape, dtype, copied)
+
+
+def _asking(machine, until):
+    about = gpu_times.ASKED_SHAPE, gpu_times.ASKED_DTYPE, gpu_bars.HOST
+    if time.monotonic() > until:
+        return [Time("", *about, note=LEFT_OUT)]
+    try:
+        return gpu_times.time_asking(machine)
+    except Exception as failure:
+        return [Time("", *about, note=failed(failure))]
 
 
 def record(found):

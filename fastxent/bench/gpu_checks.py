@@ -11,7 +11,8 @@ import numpy as np
 
 import fastxent
 from fastxent import backends, checks, shards
-from fastxent.bench import checking, exact, gpu_times
+from fastxent.backends.cuda.scheduler import NONSENSE
+from fastxent.bench import checking, exact, gpu_tensors, gpu_times
 from fastxent.bench.cases import Case
 from fastxent.bench.gpu_record import Check
 
@@ -43,7 +44,7 @@ def each(dtypes=checks.DTYPES, classes=CLASSES, seed=None, many=True, large=LARG
         for width in classes:
             for name in OPTIONS:
                 yield _named(dtype, width, name), functools.partial(of_options, dtype, width, name, fresh)
-            for verb in VERBS if dtype.itemsize > 1 and _torch_of_the_device() else _OF_ALL:
+            for verb in VERBS if dtype.itemsize > 1 and gpu_tensors.torch_of_the_device() else _OF_ALL:
                 yield _named(dtype, width, verb), functools.partial(of_verb, dtype, width, verb, fresh)
     for dtype in map(np.dtype, ("bfloat16", "float32") if many else ()):  # rows that are read again for their gradient
         yield (
@@ -72,7 +73,7 @@ def of_options(dtype, classes, name, fresh):
         got = fastxent.cross_entropy_with_grad(logits, targets, out=out, backend="cuda", **options)
         scale = None if name == "plain" else np.abs(wanted[1]).max(axis=1, keepdims=True)  # options add and subtract
         more = _SOFTCAP if "softcap" in options else 0.0
-        figures += _loss_and_gradient(got, wanted, dtype, f"gradient in {kind}", scale, more)
+        figures += exact.loss_and_gradient(got, wanted, dtype, f"gradient in {kind}", scale, more)
     if not isinstance(targets, tuple):
         figures += _of_placed(logits, targets, options, wanted, scale, more)
     return _check(dtype, classes, name, figures)
@@ -96,7 +97,7 @@ def _of_placed(logits, targets, options, wanted, scale, more):
 
     given, there = (_placed(logits), placed(targets)), {name: placed(value) for name, value in options.items()}
     found = tuple(map(_fetched, fastxent.cross_entropy_with_grad(*given, **there)))
-    yield from _loss_and_gradient(found, wanted, logits.dtype, "gradient on the device", scale, more)
+    yield from exact.loss_and_gradient(found, wanted, logits.dtype, "gradient on the device", scale, more)
     summed = {"reduction": "mean"}
     mean = fastxent.cross_entropy(logits.astype(float), targets, backend="reference", **(options | summed))
     promised = 2 * exact.promised(logits.dtype)[0] + more
@@ -125,7 +126,7 @@ def of_many_rows(dtype, classes, fresh):
             logits.astype(float), targets, reduction=reduction, backend="reference"
         )
         found = fastxent.cross_entropy_with_grad(*given, reduction=reduction)
-        figures += _loss_and_gradient(map(_fetched, found), wanted, dtype, f"gradient of the {reduction}")
+        figures += exact.loss_and_gradient(map(_fetched, found), wanted, dtype, f"gradient of the {reduction}")
         again = fastxent.cross_entropy(*given, reduction=reduction)
         figures.append((f"{reduction} alone", _fetched(again), wanted[0], promised[0]))
     some = slice(MANY_ROWS // 3, MANY_ROWS // 2)
@@ -168,7 +169,7 @@ def of_large(dtype, shape):
     wanted = fastxent.cross_entropy_with_grad(
         logits.astype(float), problem.indices[some], reduction="none", backend="reference"
     )
-    return _check_of(shape, dtype, "some rows", _loss_and_gradient(found, wanted, dtype))
+    return _check_of(shape, dtype, "some rows", exact.loss_and_gradient(found, wanted, dtype))
 
 
 def _of_shape(shape, dtype, name):
@@ -188,13 +189,6 @@ def _check_of(shape, dtype, name, figures):
     for figure, *found in figures:
         errors[figure] = max(errors.get(figure, 0.0), checking.units(*found))
     return Check(_of_shape(shape, dtype, name), tuple(errors.items()))
-
-
-def _loss_and_gradient(got, wanted, dtype, name="gradient", scale=None, more=0.0):
-    (loss, gradient), (want, exactly) = got, wanted
-    of_loss, of_gradient = exact.promised(dtype)
-    yield "loss", loss, want, of_loss + more
-    yield name, gradient, exactly, of_gradient + more, scale
 
 
 def _both(function, logits, *arguments, **options):
@@ -219,7 +213,7 @@ def _in_place(logits, targets):
         logits = logits.astype(np.float32)
     kept = logits.copy()
     got = fastxent.cross_entropy_with_grad(kept, targets, reduction="none", out=kept, backend="cuda")
-    yield from _loss_and_gradient((got[0], kept), wanted, logits.dtype)
+    yield from exact.loss_and_gradient((got[0], kept), wanted, logits.dtype)
 
 
 def _score(logits, targets):
@@ -277,7 +271,7 @@ def _shards(logits, targets):
         for start, block in blocks.items()
     ]
     wanted = fastxent.cross_entropy_with_grad(logits.astype(float), targets, reduction="none", backend="reference")
-    yield from _loss_and_gradient((loss, np.hstack(gradients)), wanted, logits.dtype)
+    yield from exact.loss_and_gradient((loss, np.hstack(gradients)), wanted, logits.dtype)
     got = shards.finalize_scores(scores, targets, top_k=5, dtype=checks.loss_dtype(logits.dtype))
     want = fastxent.score(logits.astype(float), targets, top_k=5, backend="reference")
     for name in ("log_prob", "rank", "top_ids"):
@@ -290,7 +284,7 @@ def _on_the_device(logits, targets):
     given = _placed(logits), _placed(targets)
     for check in (False, True):
         found = fastxent.cross_entropy_with_grad(*given, reduction="none", check=check)
-        yield from _loss_and_gradient(map(_fetched, found), wanted, logits.dtype)
+        yield from exact.loss_and_gradient(map(_fetched, found), wanted, logits.dtype)
         loss = fastxent.cross_entropy(*given, reduction="none", check=check)
         yield "loss alone", _fetched(loss), wanted[0], exact.promised(logits.dtype)[0]
     promised = exact.promised(logits.dtype)
@@ -302,7 +296,8 @@ def _on_the_device(logits, targets):
     yield "logsumexp", _fetched(fastxent.logsumexp(given[0])), want, promised[0], scale
     if logits.dtype.itemsize > 1:  # float8 holds no gradient
         inside, _ = fastxent.cross_entropy_with_grad(*given, reduction="none", out=given[0])
-        yield from _loss_and_gradient((_fetched(inside), _fetched(given[0])), wanted, logits.dtype, "gradient in place")
+        found = _fetched(inside), _fetched(given[0])
+        yield from exact.loss_and_gradient(found, wanted, logits.dtype, "gradient in place")
     beyond = _placed(np.where(np.arange(len(targets)) == 1, logits.shape[1], targets))
     try:
         fastxent.cross_entropy(_placed(logits), beyond, check=True)
@@ -310,33 +305,6 @@ def _on_the_device(logits, targets):
     except IndexError:
         seen = True
     yield "a target out of range is seen", np.array(seen), np.array(True), 0.0
-
-
-def _hidden_states(logits, targets):
-    """torch's tensors, whole numbers whose products are exact."""
-    torch: Any = _torch_of_the_device()
-    rng, classes = np.random.default_rng(logits.shape[1]), logits.shape[1]
-    hidden, weight = rng.integers(-2, 3, (len(logits), 8)), rng.integers(-2, 3, (classes, 8))
-    function = functools.partial(fastxent.linear_cross_entropy_with_grad, reduction="none")
-    loss, *exactly, _ = function(hidden.astype(float), weight.astype(float), targets, backend="reference")
-    dtype = getattr(torch, logits.dtype.name)
-    h, w, t = (torch.from_numpy(array).to("cuda") for array in (hidden, weight, targets))
-    for memory in (None, 2 * 8 * classes):
-        found = function(h.to(dtype), w.to(dtype), t, memory=memory)
-        got, *gradients = (array.to("cpu", torch.float64).numpy() for array in found[:3])
-        yield "loss", got, loss, exact.promised(logits.dtype)[0]
-        promised = 64 * float(torch.finfo(dtype).eps)  # dlogits are rounded to the matrices' dtype, and so are sums
-        for name, gradient, want in zip(("dhidden", "dlinear_weight"), gradients, exactly, strict=True):
-            yield name, gradient, want, promised, np.full(want.shape, 4.0)
-
-
-def _torch_of_the_device():
-    """torch, where it has a GPU."""
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch if torch.cuda.is_available() else None
 
 
 def _placed(values):
@@ -353,11 +321,14 @@ def _placed(values):
 
 
 def _fetched(array):
+    """Its numbers; where they were is nonsense from then on, and so is what is made there next."""
     from fastxent.backends.cuda.run import runner
 
     machine, values = runner().machine, np.empty(array.shape, array.dtype)
+    nonsense = np.full(values.nbytes, NONSENSE, np.uint8)
     with machine.current():
         machine.copy_to_host(machine.stream_of(0), values, array.address)
+        machine.copy_to_device(machine.stream_of(0), nonsense, array.address)
         machine.wait(machine.stream_of(0))
     return values
 
@@ -373,4 +344,4 @@ _OF_ALL = {
     "blocks of classes": _shards,
     "arrays of the device": _on_the_device,
 }
-VERBS = {**_OF_ALL, "hidden states of torch": _hidden_states}
+VERBS = {**_OF_ALL, **gpu_tensors.VERBS}

@@ -3,6 +3,9 @@
 Each is checked on some rows before it is timed, like a candidate on a CPU.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from fastxent.backends.cuda.layout import GPU
@@ -18,31 +21,59 @@ class _AbsentError(Exception):
     """Not installed, or no such thing in it; the message says what to do."""
 
 
+class Peer(NamedTuple):
+    """Functions of logits and targets: the mean loss, and the gradient, of the mean or ``of_sum``."""
+
+    loss: Callable[..., Any]
+    gradient: Callable[..., Any]
+    of_sum: bool = False
+
+
+def _by_autograd(cross_entropy):
+    def gradient(logits, targets):
+        given = logits.detach().requires_grad_()
+        cross_entropy(given, targets).backward()
+        return given.grad
+
+    return Peer(cross_entropy, gradient)
+
+
 def _eager(torch):
-    return torch.nn.functional.cross_entropy
+    return _by_autograd(torch.nn.functional.cross_entropy)
 
 
 def _compiled(torch):
     torch._dynamo.reset()  # else what it compiled for other shapes counts, and it gives up after some
-    return torch.compile(torch.nn.functional.cross_entropy, dynamic=False)
+    return _by_autograd(torch.compile(torch.nn.functional.cross_entropy, dynamic=False))
 
 
 def _liger(torch):
     from liger_kernel.transformers.functional import liger_cross_entropy
 
-    return liger_cross_entropy
+    return _by_autograd(liger_cross_entropy)
 
 
 def _quack(torch):
     from quack.cross_entropy import cross_entropy
 
-    return lambda logits, targets: cross_entropy(logits, targets).mean()
+    return _by_autograd(cross_entropy)
+
+
+def _quack_in_one_read(torch):
+    """Its forward, asked for the gradient too."""
+    from quack.cross_entropy import cross_entropy_fwd
+
+    def gradient(logits, targets):
+        _, dlogits = cross_entropy_fwd(logits, targets, return_dx=True)
+        return dlogits
+
+    return Peer(lambda logits, targets: cross_entropy_fwd(logits, targets).mean(), gradient, of_sum=True)
 
 
 def _flash_attention(torch):
     from flash_attn.losses.cross_entropy import CrossEntropyLoss
 
-    return CrossEntropyLoss()
+    return _by_autograd(CrossEntropyLoss())
 
 
 PEERS = {
@@ -50,6 +81,7 @@ PEERS = {
     "torch.compile": _compiled,
     "Liger": _liger,
     "quack": _quack,
+    "quack, one read": _quack_in_one_read,
     "flash-attention": _flash_attention,
 }
 NAMES = (*PEERS, "cupy")
@@ -58,6 +90,7 @@ _INSTALLS = {
     "torch.compile": "pip install fastxent[torch]",
     "Liger": "pip install liger-kernel",
     "quack": "pip install quack-kernels",
+    "quack, one read": "pip install quack-kernels",
     "flash-attention": "pip install flash-attn --no-build-isolation",
     "cupy": "pip install cupy-cuda13x, or cupy-cuda12x",
 }
@@ -95,7 +128,7 @@ def _with_torch(name, shape, dtype):
 
 
 def _of_tensors(torch, name, shape, dtype, device, timed):
-    cross_entropy = PEERS[name](torch)
+    peer = PEERS[name](torch)
     kept = torch.randn(*shape, device=device, dtype=getattr(torch, dtype)).mul_(4)
     logits, targets = kept.clone(), torch.randint(0, shape[1], shape[:1], device=device)
 
@@ -106,17 +139,16 @@ def _of_tensors(torch, name, shape, dtype, device, timed):
 
     def loss():
         with torch.no_grad():
-            return cross_entropy(logits, targets)
+            return peer.loss(logits, targets)
 
     def gradient():
-        given = logits.detach().requires_grad_()
-        cross_entropy(given, targets).backward()
-        return given.grad
+        return peer.gradient(logits, targets)
 
     restore()
     some = torch.as_tensor(exact.some_rows(shape[0]), device=device)
-    of_some = cross_entropy(kept[some], targets[some])
-    given, found = (array.double().cpu().numpy() for array in (kept[some], gradient()[some] * shape[0]))
+    of_some = peer.loss(kept[some], targets[some])
+    of_each = 1 if peer.of_sum else shape[0]
+    given, found = (array.double().cpu().numpy() for array in (kept[some], gradient()[some] * of_each))
     wrong = how_wrong(given, found, targets[some].cpu().numpy(), float(of_some), dtype)
     return wrong or {"loss": timed(loss, restore), "loss and gradient": timed(gradient, restore)}
 

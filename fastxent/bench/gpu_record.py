@@ -33,7 +33,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """One candidate on one shape; ``of_ceiling`` is the time of copying as many bytes over its median."""
+    """One candidate on one shape; ``of_ceiling`` is the time of copying as many bytes over its own."""
 
     operation: str
     shape: tuple[int, int]
@@ -56,10 +56,8 @@ class Time:
         if self.seconds is None:
             return f"{said}: {self.note}"
         least, noise = report.seconds(self.seconds.least), report.spread(self.seconds)
-        return (
-            f"{said}: {report.seconds(self.seconds.median)} (min {least}{f', IQR {noise}' if noise else ''}), "
-            f"{report.share(self.of_ceiling)} of a copy"
-        )
+        said = f"{said}: {report.seconds(self.seconds.median)} (min {least}{f', IQR {noise}' if noise else ''})"
+        return said if self.of_ceiling is None else f"{said}, {report.share(self.of_ceiling)} of a copy"
 
 
 def failed(failure):

@@ -1,11 +1,14 @@
 """Our calls against the clock of a GPU, on arrays that are on the device; the ceiling is a copy within its memory."""
 
+import time
 from typing import Any
 
 import numpy as np
 
 import fastxent
 from fastxent import checks
+from fastxent.bench import gpu_tensors
+from fastxent.bench.gpu_bars import GRADIENT, HOST, IN_PLACE, LOSS
 from fastxent.bench.gpu_record import Time
 from fastxent.bench.record import Seconds
 from fastxent.state import IGNORED
@@ -13,6 +16,8 @@ from fastxent.state import IGNORED
 _ROUNDS, _WARM = 20, 3
 _IGNORE_INDEX = -100
 AHEAD = 16  # launches' bytes, a gigabyte: written first, they take longer than the host needs to ask for a call
+# what takes a device less time than the host needs to ask for it
+ASKED_SHAPE, ASKED_DTYPE, _ASKINGS = (64, 1000), "bfloat16", 200
 _SCORED = 1 << 18  # rows: what kernels leave each other of more would be gigabytes of page-locked memory
 
 
@@ -84,13 +89,8 @@ class Problem:
 
     def calls(self):
         """What is timed, by name, the last of which takes the place of the logits."""
-        given, options = (self.logits, self.targets), self.options
-        return {
-            "copy": lambda: self.machine.copy(self.stream, self.logits.address, self.out.address, self.size),
-            "loss": lambda: fastxent.cross_entropy(*given, **options),
-            "loss and gradient": lambda: fastxent.cross_entropy_with_grad(*given, out=self.out, **options),
-            "loss and gradient in place": lambda: fastxent.cross_entropy_with_grad(*given, out=given[0], **options),
-        }
+        copy = {"copy": lambda: self.machine.copy(self.stream, self.logits.address, self.out.address, self.size)}
+        return copy | _calls(self.logits, self.targets, self.out, self.options)
 
     def seconds(self, body, stream):
         """`Seconds` of some rounds, after some that warm it: of the device alone, whose caches hold nothing of the last
@@ -102,6 +102,15 @@ class Problem:
 
     def _keep_busy(self, stream):
         self.machine.clear(stream, self.ahead.address, *self.ahead.shape)
+
+
+def _calls(logits, targets, out, options):
+    function = fastxent.cross_entropy_with_grad
+    return {
+        LOSS: lambda: fastxent.cross_entropy(logits, targets, **options),
+        GRADIENT: lambda: function(logits, targets, out=out, **options),
+        IN_PLACE: lambda: function(logits, targets, out=logits, **options),
+    }
 
 
 def time_calls(machine, shape, dtype, label="fastxent", **named):
@@ -124,6 +133,41 @@ def time_calls(machine, shape, dtype, label="fastxent", **named):
     return [
         Time.of(name, about, found, copied if "gradient" in name else copied / 2) for name, found in seconds.items()
     ], copied
+
+
+def time_asking(machine):
+    """How long the host takes to ask for calls that have been made before, on torch's tensors where it sees the GPU,
+    else on arrays of ours.
+    """
+    with machine.current():
+        problem = Problem(machine, ASKED_SHAPE, ASKED_DTYPE)
+        try:
+            logits, targets, out = _in_torch(problem) or (problem.logits, problem.targets, problem.out)
+            return [
+                Time(name, ASKED_SHAPE, ASKED_DTYPE, HOST, _seconds_to_ask(problem, body))
+                for name, body in _calls(logits, targets, out, {}).items()
+            ]
+        finally:
+            problem.release()
+
+
+def _seconds_to_ask(problem, body):
+    samples = []
+    for _ in range(_ASKINGS):
+        start = time.perf_counter()
+        body()
+        samples.append(time.perf_counter() - start)
+    problem.machine.wait(problem.stream)
+    return Seconds.of(samples[_WARM:])
+
+
+def _in_torch(problem):
+    """Logits, targets and room for a gradient, on torch's current stream; None where torch sees no GPU."""
+    torch = gpu_tensors.torch_of_the_device()
+    if torch is None:
+        return None
+    made = torch.zeros(*problem.logits.shape, dtype=getattr(torch, problem.dtype.name), device="cuda")
+    return made, torch.from_numpy(problem.indices).to("cuda"), torch.empty_like(made)
 
 
 def options_of(classes):

@@ -220,7 +220,7 @@ def _draw_confidence(axes, key, curves, styles):
 
 def of_times(times):
     """Bars of a GPU suite's times, of losses with gradients: a picture a shape and dtype."""
-    wanted = [one for one in times if one["seconds"] and one["operation"] == "loss and gradient"]
+    wanted = [one for one in times if one["of_ceiling"] and one["operation"] == "loss and gradient"]
     groups = groupby(wanted, key=lambda one: (tuple(one["shape"]), one["dtype"]))
     return [_alone(partial(_draw_times, about=about, each=list(each)), _WIDE, 2.4) for about, each in groups]
 

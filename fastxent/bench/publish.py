@@ -1,18 +1,20 @@
-"""The published tables: ``python -m fastxent.bench.publish`` writes those of docs/results/compare.json into the pages.
+"""The published tables: ``python -m fastxent.bench.publish`` writes those of docs/results/compare.json into the pages,
+and of docs/results/gpu.json, where a GPU has been measured, what that says.
 
 In a page a table stands between two comments that name it; what is between is replaced. Run at the root of a clone.
 """
 
+import json
 import re
 from itertools import groupby
 from pathlib import Path
 
 import click
 
-from fastxent.bench import report
+from fastxent.bench import gpu_tables, report
 from fastxent.bench.record import NOISY, Comparison, lengths
 
-RECORD = Path("docs/results/compare.json")
+RECORD, OF_GPU = Path("docs/results/compare.json"), Path("docs/results/gpu.json")
 _README_DTYPE = "float32"
 
 
@@ -63,7 +65,19 @@ def summary(comparison: Comparison):
     return "\n".join([*lines, ""])
 
 
-PAGES = {Path("docs/performance.md"): ("grid", grid), Path("README.md"): ("summary", summary)}
+# page, name of the table, the record it is of, how that is read, and the table
+PAGES = (
+    (Path("docs/performance.md"), "grid", RECORD, Comparison.from_json, grid),
+    (Path("README.md"), "summary", RECORD, Comparison.from_json, summary),
+    (Path("docs/performance.md"), "gpu", OF_GPU, json.loads, gpu_tables.section),
+)
+
+
+def tables(root=Path()):
+    """``page, name, table`` of every record that is there."""
+    for page, name, record, read, table in PAGES:
+        if (root / record).exists():
+            yield root / page, name, table(read((root / record).read_text("utf-8")))
 
 
 def replaced(text, name, table):
@@ -92,12 +106,10 @@ def _row(cells):
 
 
 @click.command()
-@click.argument("record", type=click.Path(path_type=Path, exists=True), default=RECORD)
-def main(record):
-    """Write the tables of RECORD, docs/results/compare.json by default, into README.md and docs/performance.md."""
-    comparison = Comparison.from_json(record.read_text("utf-8"))
-    for page, (name, table) in PAGES.items():
-        page.write_text(replaced(page.read_text("utf-8"), name, table(comparison)), "utf-8")
+def main():
+    """Write the tables into README.md and docs/performance.md."""
+    for page, name, table in tables():
+        page.write_text(replaced(page.read_text("utf-8"), name, table), "utf-8")
         click.echo(f"{page}: {name}")
 
 
