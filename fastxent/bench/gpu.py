@@ -29,7 +29,12 @@ def run(shapes=GPU_SHAPES, option_shape=OPTION_SHAPE, dtypes=DTYPES, checked=Non
     """
     backends.get("cuda")
     start = time.monotonic()
-    yield from _checks(gpu_checks.each() if checked is None else checked, start + min(_CHECKING, seconds))
+    machine = runner().machine
+    machine.checked = True
+    try:
+        yield from _checks(gpu_checks.each() if checked is None else checked, start + min(_CHECKING, seconds))
+    finally:
+        machine.checked = False
     yield from _times(shapes, option_shape, dtypes, start + seconds)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.layout import GPU
 from fastxent.backends.cuda.plans import flat
+from fastxent.backends.cuda.scheduler import NONSENSE
 
 _GRANULE = 1 << 16  # bytes: small pieces are seldom allocated anew
 _BLOCKS_EACH = 3  # that a multiprocessor holds, of most kernels
@@ -82,6 +83,7 @@ class Machine:
     """
 
     layout = GPU
+    checked = False
 
     def __init__(self):
         from cuda.bindings import driver
@@ -161,8 +163,12 @@ class Machine:
         """So many bytes that what grows step by step seldom has to."""
         return 1 << (size - 1).bit_length()
 
-    def spoil(self, address):
-        """Nothing: what a kernel is to fill may hold what it likes before."""
+    def spoil(self, stream, address, size):
+        """Where kernels are ``checked``, what one is to fill holds nonsense before, as it does in the simulator."""
+        from cuda.bindings import driver
+
+        if self.checked:
+            _checked(driver.cuMemsetD8Async(address, NONSENSE, size, int(stream.handle)))
 
     def allocate(self, size):
         """So many bytes, or some more, of page-locked memory on the host and of the device's."""

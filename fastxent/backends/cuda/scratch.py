@@ -28,8 +28,9 @@ class Scratch:
 
     def reserve(self, name, shape, dtype):
         """The address of a piece that a kernel is to fill; larger than what it was, it is a new one."""
-        address = self._piece(name, max(1, math.prod(shape) * np.dtype(dtype).itemsize), self.machine.take)
-        self.machine.spoil(address)
+        size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+        address = self._piece(name, size, self.machine.take)
+        self.machine.spoil(self.stream, address, size)
         return address
 
     def _piece(self, name, size, take):

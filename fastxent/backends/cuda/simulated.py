@@ -119,7 +119,7 @@ class Machine:
         """Only what is wanted."""
         return size
 
-    def spoil(self, address):
+    def spoil(self, stream, address, size):
         """What a kernel is to fill holds nonsense before."""
         self._memory[address][:] = NONSENSE
 

@@ -47,8 +47,8 @@ class Slot:
 
     def reserve(self, name, shape, dtype):
         """The address of a piece that a kernel is to fill."""
-        _, address = self.piece(name, shape, dtype)
-        self.machine.spoil(address)
+        array, address = self.piece(name, shape, dtype)
+        self.machine.spoil(self.stream, address, array.nbytes)
         return address
 
     def zeros(self, name, count):
