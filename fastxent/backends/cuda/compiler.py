@@ -78,9 +78,9 @@ def resident(code):
     of_four = lanes in (4, 8)
     if kind.capped or kind.spread in ("weights", "probabilities") or (kind.spread == "even" and lanes == 16):
         return 2 if of_four else 1
-    if code.name == "strip_scores":
-        return 1 if kind.form == "float64" else 2
-    if code.name == "strip_divergences" or code.name.startswith("finish_"):
+    if kind.form == "float64" and (code.name, kind.spread) in (("strip_scores", "none"), ("shared_gradient", "even")):
+        return 1
+    if code.name in ("strip_scores", "strip_divergences") or code.name.startswith("finish_"):
         return 2
     return 3 if of_four and (kind.spread == "none" or kind.form == "float32") else 2
 
