@@ -53,6 +53,8 @@ def gradient_dtype(dtype):
 def read_array(logits, name="logits"):
     """Logits as an array: what NumPy reads, or what lies on the CPU and speaks DLPack."""
     refuse_misread(logits, name)
+    if is_on_device(logits) and not hasattr(logits, "__array__"):
+        raise TypeError(f"{name} must be in memory of the host, not on a GPU: this function takes no such arrays")
     if not hasattr(logits, "__array__") and hasattr(logits, "__dlpack__"):
         return np.from_dlpack(logits)
     return np.asarray(logits)

@@ -90,6 +90,8 @@ def score(
     ([1, 2], [True, False], [[0, 1], [2, 1]])
     """
     options = arguments.ScoreOptions(top_k, ignore_index, temperature, softcap, shift)
+    if checks.is_on_device(targets) and not hasattr(targets, "__array__"):
+        raise TypeError("targets must be in memory of the host, as scores are, not on a GPU")
     targets = np.asarray(targets)
     if checks.is_on_device(logits):
         shape, rows = backends.for_device(backend).ready(logits, axis)

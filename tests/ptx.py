@@ -8,7 +8,8 @@ waits until they have come. An instruction that is not known, here or in `ptx_ar
 import functools
 import re
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,16 +19,22 @@ from fastxent.backends.cuda.scheduler import NONSENSE, WARP, SimulationError
 from tests.ptx_arithmetic import ARITHMETIC, KINDS
 
 _REGISTERS = {"pred": "?", "b16": "u2", "b32": "u4", "f32": "f4", "b64": "u8", "f64": "f8"}
-_PATIENCE = 2000  # looks at what another block is to publish, while no block does anything else
+_BETWEEN_BLOCKS = "between blocks"  # what is ordered against other blocks, and sums that they share
+_PATIENCE = 2000  # turns of blocks in which none stores anything
+_MOST = 50_000_000  # instructions of a block
 
 
 class _Instruction(NamedTuple):
-    """``run(block, mask)`` for threads that have come to it; how control goes on is the business of its ``name``."""
+    """What it does for threads that have come to it under its ``guard``, a register and whether that is negated:
+    ``run(block, mask)``, if it computes; where they go, if that is a ``target``; and ``members(block)``, the lanes of
+    its warp each waits for, if it waits for some.
+    """
 
     name: str
-    run: object
-    guard: tuple = ()
+    run: Callable[..., Any] | None = None
+    members: Callable[..., Any] | None = None
     target: int = -1
+    guard: tuple[int, bool] | None = None
 
 
 class Kernel:
@@ -52,7 +59,7 @@ class Kernel:
 
     def launch(self, memory, numbers, blocks, threads, shared, together, apart=False):
         """Run it to its end on `Memory`: ``blocks`` gives their numbers in order, ``together`` of them are on the way
-        at once; the warps of a block go side by side, or ``apart``, each as far as it comes without another.
+        at once; the warps of a block go side by side, or ``apart``, these and parts of them as chance has it.
         """
         values = [np.array(number).astype(kind) for number, (_, kind) in zip(numbers, self._parameters, strict=True)]
         left, running, idle = deque(blocks), deque(), 0
@@ -70,45 +77,40 @@ class Kernel:
                     raise SimulationError("blocks wait for each other for ever")
 
     def _read(self, words, labels):
-        guard = ()
+        guard = None
         if words[0] == "@":
             condition, words = words[1:].split(None, 1)
             guard = self._index(condition.lstrip("!")), condition[0] == "!"
         operation, _, rest = words.partition(" ")
         operands = [part.strip() for part in re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", rest)]
-        name = operation.split(".")[0]
-        if name == "bra":
-            return _Instruction(name, None, guard, labels[operands[0]])
-        return _Instruction(*self._made(operation, operands), guard)
-
-    def _made(self, operation, operands):
         name, *modifiers = operation.split(".")
-        if name == "ret":
-            return name, None
-        if operation == "bar.sync":
-            return operation, None
+        if name == "bra":
+            return _Instruction(name, target=labels[operands[0]], guard=guard)
+        if operation == "ret" or (operation, operands) == ("bar.sync", ["0"]):
+            return _Instruction(operation, guard=guard)
         if operation == "bar.warp.sync":
-            return operation, self._source(operands[0], np.dtype("u4"))
+            return _Instruction(operation, members=self._source(operands[0], np.dtype("u4")), guard=guard)
         if operation == "shfl.sync.bfly.b32":
-            return operation, self._shuffle(operands)
-        if operation == "ld.acquire.gpu.global.u64":
-            return "acquire", self._load(("global", "u64"), operands)
+            return self._shuffle(operation, operands)._replace(guard=guard)
         if name in ("ld", "st", "atom", "red"):
             make = {"ld": self._load, "st": self._store, "atom": self._atomic, "red": self._atomic}[name]
-            return name, make([one for one in modifiers if one not in ("acq_rel", "release", "gpu")], operands)
-        if name == "mov" and "{" in operands[0] + operands[1]:
-            return name, self._regrouped(operands)
+            order = [one for one in modifiers if one in ("acquire", "release", "acq_rel", "gpu")]
+            run = make([one for one in modifiers if one not in order], operands)
+            return _Instruction(_BETWEEN_BLOCKS if order or name == "red" else name, run, guard=guard)
+        return _Instruction(name, self._computed(operation, operands), guard=guard)
+
+    def _computed(self, operation, operands):
+        if operation.startswith("mov.") and "{" in operands[0] + operands[1]:
+            return self._regrouped(operands)
         if operation == "mov.u32" and operands[1] in ("%tid.x", "%ctaid.x"):
-            to = self._sink(operands[0])
-            if operands[1] == "%tid.x":
-                return name, lambda block, mask: to(block, block.indices, mask)
-            return name, lambda block, mask: to(block, np.uint32(block.number), mask)
+            to, of_thread = self._sink(operands[0]), operands[1] == "%tid.x"
+            return lambda block, mask: to(block, block.indices if of_thread else np.uint32(block.number), mask)
         if operation not in ARITHMETIC:
             raise NotImplementedError(f"{operation} {operands}")
         given, result, function = ARITHMETIC[operation]
         sources = [self._source(operand, kind) for operand, kind in zip(operands[1:], given, strict=True)]
         to = self._sink(operands[0], result)
-        return name, lambda block, mask: to(block, function(*(source(block) for source in sources)), mask)
+        return lambda block, mask: to(block, function(*(source(block) for source in sources)), mask)
 
     def _index(self, name):
         """The place of a register among a block's."""
@@ -121,9 +123,9 @@ class Kernel:
     def _source(self, operand, kind):
         """A function of a block that gives an operand of all threads, as numbers of a kind."""
         if operand.startswith("0f"):
-            value = np.array(int(operand[2:], 16), "u4").view("f4")[()]
+            value = np.array(int(operand[2:], 16), "u4").view(kind)[()]
         elif operand.startswith("0d"):
-            value = np.array(int(operand[2:], 16), "u8").view("f8")[()]
+            value = np.array(int(operand[2:], 16), "u8").view(kind)[()]
         elif operand == "fastxent_shared":
             value = kind.type(0)
         elif re.fullmatch(r"-?\d+|0x[0-9A-F]+", operand):
@@ -178,9 +180,10 @@ class Kernel:
         return load
 
     def _store(self, modifiers, operands):
-        space, *_, kind = modifiers
+        space, *vector, kind = modifiers
         kind, where = KINDS[kind], self._address(operands[0], space == "global")
         parts = [self._source(part.strip(), kind) for part in operands[1].strip("{}").split(",")]
+        assert len(parts) == int((vector or ["v1"])[0][1:])
 
         def store(block, mask):
             columns = [np.broadcast_to(part(block), mask.shape)[mask] for part in parts]
@@ -229,8 +232,7 @@ class Kernel:
 
         return cut
 
-    def _shuffle(self, operands):
-        """Which threads each waits for, and what happens when they are there."""
+    def _shuffle(self, name, operands):
         result, value, distance, clamp, members = operands
         sinks = [self._sink(name) for name in result.split("|")]
         source, over, clamp, among = (
@@ -239,19 +241,19 @@ class Kernel:
 
         def run(block, mask):
             there = np.where(mask, block.indices ^ over(block), block.indices)
-            if np.any((clamp(block) != WARP - 1) & mask) or not mask[there[mask]].all():
-                raise SimulationError("a shuffle over parts of a warp, or with a thread that has no part in it")
-            for sink, values in zip(
-                sinks, (np.broadcast_to(source(block), mask.shape)[there], np.ones_like(mask)), strict=False
-            ):
+            lanes = (np.broadcast_to(among(block), mask.shape) >> (there % WARP)) & 1 == 1
+            whole = (clamp(block) == WARP - 1) & (over(block) < WARP)
+            if not (whole & lanes)[mask].all():
+                raise SimulationError("a shuffle over parts of a warp, or with a thread that is not named")
+            for sink, values in zip(sinks, (np.broadcast_to(source(block), mask.shape)[there], lanes), strict=False):
                 sink(block, values, mask)
 
-        return among, run
+        return _Instruction(name, run, among)
 
 
 def _statements(body):
     """Labels, and statements without comments; what opens and closes a scope is not kept."""
-    for words in re.sub(r"//[^\n]*|(\$\w+:)", r"\1;", body).split(";"):
+    for words in re.sub(r"(\$\w+:)", r"\1;", re.sub(r"//[^\n]*", "", body)).split(";"):
         if words := re.sub(r"\s+", " ", words).lstrip(" {}").rstrip():
             yield words
 
@@ -270,31 +272,44 @@ class _Block:
         self.memory_of = self._memories.__getitem__
         self._program = kernel.program
         self._places, self._waits = np.zeros(threads, np.int64), np.zeros(threads, bool)
-        self._lives = np.ones(threads, bool)
+        self._lives, self._left = np.ones(threads, bool), _MOST
+        self._chance = np.random.default_rng(number)
 
     def run(self, apart):
-        """A generator: it stops where another block is waited for."""
-        warps = self.indices // WARP
+        """A generator: it stops where other blocks may see what this one does, or this one what they do."""
         while self._lives.any():
             running = self._lives & ~self._waits
             if not running.any():
                 raise SimulationError("threads wait for each other for ever")
-            if apart:
-                running &= warps == warps[running].max()
-            place = self._places[running].min()
-            mask = running & (self._places == place)
-            others = self._places[running & ~mask]
-            if self._go(int(place), mask, int(others.min()) if len(others) else len(self._program)):
+            mask, others = self._apart(running) if apart else self._hindmost(running)
+            place = int(self._places[mask][0])
+            ahead = self._places[others & (self._places > place)]
+            if self._go(place, mask, int(ahead.min()) if len(ahead) else len(self._program)):
                 yield self.number
 
+    def _hindmost(self, running):
+        """Those that go on, and those they may meet."""
+        mask = running & (self._places == self._places[running].min())
+        return mask, running & ~mask
+
+    def _apart(self, running):
+        """Of a warp those at one place, or some of them, by chance."""
+        chosen = self._chance.choice(np.flatnonzero(running))
+        running = running & (self.indices // WARP == chosen // WARP)
+        mask = running & (self._places == self._places[chosen])
+        if self._chance.random() < 0.5:
+            mask &= self._chance.random(len(mask)) < 0.5
+            mask[chosen] = True
+        return mask, running & ~mask
+
     def _go(self, place, mask, stop):
-        """From a place until others are met or control parts; whether another block was looked at."""
+        """From a place until others are met or control parts; whether other blocks may see it."""
         while place < stop:
-            name, run, guard, target = self._program[place]
-            chosen = mask
-            if guard:
-                index, negated = guard
-                chosen = mask & (self.registers[index] ^ negated)
+            self._left -= 1
+            if not self._left:
+                raise SimulationError("a block that does not come to an end")
+            name, run, members, target, guard = self._program[place]
+            chosen = mask if guard is None else mask & (self.registers[guard[0]] ^ guard[1])
             if name == "bra":
                 self._places[mask], self._places[chosen] = place + 1, target
                 if not (chosen == mask).all():
@@ -307,44 +322,52 @@ class _Block:
                     return False
             elif name == "ret":
                 self._lives[chosen] = False
-                if not (chosen == mask).all():
-                    self._places[mask] = place + 1
+                self._places[mask] = place + 1
+                for waited in np.unique(self._places[self._lives & self._waits]):
+                    self._released(int(waited))
                 return False
-            elif name in ("bar.sync", "bar.warp.sync", "shfl.sync.bfly.b32"):
-                if guard:
+            elif name == "bar.sync" or members is not None:
+                if guard is not None:
                     raise NotImplementedError(f"{name} under a condition")
                 self._places[mask], self._waits[mask] = place, True
-                met = self._met(name, run, place)
-                self._waits[met], self._places[met] = False, place + 1
-                if not (met == mask).all():
+                if not (self._released(place) == mask).all():
                     return False
                 place += 1
             else:
                 if chosen.any():
                     run(self, chosen)
                 place += 1
-                if name == "acquire":
+                if name == _BETWEEN_BLOCKS:
                     self._places[mask] = place
                     return True
         self._places[mask] = place
         return False
 
-    def _met(self, name, run, place):
-        """Those at a place whose wait is over, once what they met for is done."""
-        come = self._waits & (self._places == place)
-        if name == "bar.sync":
-            return come if (come == self._lives).all() else np.zeros_like(come)
-        among, shuffle = run if name.startswith("shfl") else (run, None)
-        members = np.broadcast_to(among(self), come.shape).reshape(-1, min(WARP, len(come)))
-        lanes = np.arange(members.shape[1], dtype=np.uint32)
-        of_warps = come.reshape(members.shape)
-        there = (of_warps.astype(np.uint32) << lanes).sum(axis=1, dtype=np.uint32)[:, None]
-        if (of_warps & ((members >> lanes) & 1 == 0)).any():
-            raise SimulationError(f"{name} by a thread that is not among those it names")
-        met = (of_warps & (members & ~there == 0)).reshape(-1)
-        if shuffle and met.any():
-            shuffle(self, met)
+    def _released(self, place):
+        """Those whose wait at a place is over: what they met for is done, and they go on."""
+        name, run, members, *_ = self._program[place]
+        come = self._lives & self._waits & (self._places == place)
+        if members is None:
+            met = come if (come == self._lives).all() else np.zeros_like(come)
+        else:
+            met = self._met(come, np.broadcast_to(members(self), come.shape), name)
+            if run is not None and met.any():
+                run(self, met)
+        self._waits[met], self._places[met] = False, place + 1
         return met
+
+    def _met(self, come, members, name):
+        """Those of who have come whose whole part of a warp has, each naming the same."""
+        of_warps, named = come.reshape(-1, WARP), members.reshape(-1, WARP)
+        lanes = np.arange(WARP, dtype=np.uint32)
+        there = (of_warps.astype(np.uint32) << lanes).sum(axis=1, dtype=np.uint32)[:, None]
+        met = of_warps & (named & ~there == 0)
+        if (of_warps & ((named >> lanes) & 1 == 0)).any():
+            raise SimulationError(f"{name} by a thread that is not among those it names")
+        each, other = named[:, :, None], named[:, None, :]
+        if (met[:, :, None] & ((each >> lanes) & 1 == 1) & (each != other)).any():
+            raise SimulationError(f"{name} by threads that do not name the same")
+        return met.reshape(-1)
 
 
 class Memory:
@@ -368,6 +391,8 @@ class Memory:
         self.written += 1
         for some, array, indices in self._found(addresses, values.dtype, values.shape[1]):
             array[indices] = values[some]
+            if not np.array_equal(array[indices].view(np.uint8), np.ascontiguousarray(values[some]).view(np.uint8)):
+                raise SimulationError("threads that store different numbers at one address at once")
 
     def _found(self, addresses, kind, count):
         size = kind.itemsize * count

@@ -71,15 +71,24 @@ def _packed(kind):
 
 
 def _whole(kind):
-    """Towards zero; what is beyond a kind becomes its largest or smallest number, and a NaN 0."""
+    """Towards zero; what is beyond a kind becomes its largest or smallest number, and a NaN that too."""
     least, most = np.iinfo(kind).min, np.iinfo(kind).max
 
     def whole(x):
         inside = np.abs(x) < -float(least)
-        beyond = np.where(np.isnan(x), 0, np.where(x > 0, most, least)).astype(kind)
+        beyond = np.where(x > 0, most, least).astype(kind)
         return np.where(inside, np.where(inside, x, 0).astype(kind), beyond)
 
     return whole
+
+
+def _larger(x, y):
+    """+0 is larger than -0, and any number than a NaN."""
+    return np.where(x == y, np.where(np.signbit(x), y, x), np.fmax(x, y))
+
+
+def _smaller(x, y):
+    return np.where(x == y, np.where(np.signbit(x), x, y), np.fmin(x, y))
 
 
 def _reciprocal(x):
@@ -87,7 +96,9 @@ def _reciprocal(x):
 
 
 def _fma_of(kind):
-    """Exact in the interpreter too: a sum that is rounded twice is rounded to odd the first time."""
+    """Of float32 rounded once: a sum that is rounded twice is rounded to odd the first time. Of float64 as in the
+    simulator, where the error of the product is added to that of the sum.
+    """
     if kind == np.float64:
         return simulated.OPS.fma
 
@@ -119,8 +130,8 @@ def _arithmetic():
         define(f"rcp.rn.{f}", f, f, _reciprocal)
         define(f"neg.{f}", f, f, np.negative)
         define(f"abs.{f}", f, f, np.abs)
-        define(f"min.{f}", f"{f} {f}", f, np.fmin)
-        define(f"max.{f}", f"{f} {f}", f, np.fmax)
+        define(f"min.{f}", f"{f} {f}", f, _smaller)
+        define(f"max.{f}", f"{f} {f}", f, _larger)
         define(f"copysign.{f}", f"{f} {f}", f, lambda sign, size: np.copysign(size, sign))
         define(f"cvt.rni.{f}.{f}", f, f, np.rint)
     define("max.NaN.f32", "f32 f32", "f32", np.maximum)

@@ -13,7 +13,7 @@ import pytest
 
 import fastxent
 from fastxent import checks
-from fastxent.backends.cuda import calls, device, dlpack, run, scratch, simulated
+from fastxent.backends.cuda import calls, device, dlpack, lent, run, scratch, simulated
 from fastxent.backends.cuda.arrays import DeviceArray
 from fastxent.bench.cases import Case
 
@@ -306,7 +306,7 @@ def test_a_target_out_of_range_is_an_index_error_later_or_at_once(bad, monkeypat
         fastxent.cross_entropy(*given)
     right = Array(np.maximum(np.minimum(targets, 44), 0))
     assert np.isfinite(fetched(fastxent.cross_entropy(given[0], right)))
-    message = r"targets must lie in \[0, 44\] or be -100; 2 of 5 do not, the first in row 1"
+    message = rf"targets must lie in \[0, 44\] or be -100; 2 of 5 do not, the first in row 1 with value {bad}$"
     with pytest.raises(IndexError, match=message):
         fastxent.cross_entropy_with_grad(*given, check=True)
     assert np.isfinite(fetched(fastxent.cross_entropy(given[0], right, check=True)))
@@ -513,14 +513,36 @@ class TestLent:
         gc.collect()
         assert address not in machine._memory
 
+    def test_calls_before_the_last_few_are_waited_for(self):
+        logits, targets, _ = Case(3, 45).build()
+        machine = run.runner().machine
+        fastxent.logsumexp(Lent(logits))
+        given = Lent(logits), Lent(targets)
+        for _ in range(lent._MOST):
+            machine.busy = True
+            fastxent.cross_entropy(*given)
+            assert machine.busy
+        fastxent.cross_entropy(*given)
+        assert not machine.busy
+
+    def test_what_is_given_to_write_to_is_what_comes_back(self):
+        logits, targets, _ = Case(3, 45).build()
+        out = fastxent.softmax(Array(logits))
+        _, gradient = fastxent.cross_entropy_with_grad(Lent(logits), Lent(targets), out=out)
+        assert gradient is out
+        assert fastxent.log_softmax(Lent(logits), out=out) is out
+
     def test_what_is_refused(self, monkeypatch):
         logits, targets, _ = Case(3, 45).build()
+        for given in ((Lent(logits), targets), (Lent(logits), Lent(logits))):
+            with pytest.raises(NotImplementedError, match="hidden states on a device must be torch's or cupy's"):
+                fastxent.linear_cross_entropy(given[0], given[0], given[1])
         with pytest.raises(TypeError, match="targets must be on the device too"):
             fastxent.cross_entropy(Lent(logits), targets)
         given = Lent(logits)
         with pytest.raises(TypeError, match="out must be on the device too"):
             fastxent.cross_entropy_with_grad(given, Lent(targets), out=given)
-        with pytest.raises(IndexError, match="1 of 3 do not, the first in row 1"):
+        with pytest.raises(IndexError, match="1 of 3 do not, the first in row 1 with value 45"):
             fastxent.cross_entropy(Lent(logits), Lent(np.array([0, 45, 1])), check=True)
         monkeypatch.setitem(dlpack._CODES, np.dtype(np.float32), 5)
         with pytest.raises(TypeError, match="type 5 with 32 bits"):

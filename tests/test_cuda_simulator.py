@@ -398,6 +398,15 @@ def test_where_nothing_can_be_compiled_what_others_have_compiled_is_taken(monkey
     assert sorted(file.read_bytes() for file in tmp_path.iterdir()) == [b"elsewhere", b"here"]
 
 
+def test_what_cannot_be_compiled_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(compiler, "_compilers", lambda: (["numba 1"], False))
+    asked = compiler.Code(
+        "binary", simulated.SIMULATED.kind("float32", 4, False, "none", False), None, "", "verb", (9, 0)
+    )
+    with pytest.raises(RuntimeError, match=r"binary for compute capability 9\.0 .* pip install"):
+        compiler.compile_code(asked)
+
+
 def test_machine_code_that_cannot_be_kept_leaves_nothing_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path)
     monkeypatch.setattr(compiler, "compile_code", lambda code: b"made")

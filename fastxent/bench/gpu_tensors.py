@@ -16,7 +16,7 @@ def torch_of_the_device():
     """torch, where it has a GPU."""
     try:
         import torch
-    except ImportError:
+    except (ImportError, OSError):  # or a library that it loads
         return None
     return torch if torch.cuda.is_available() else None
 
@@ -45,7 +45,8 @@ def _tensors(logits, targets):
     wanted = fastxent.cross_entropy_with_grad(logits.astype(float), targets, reduction="none", backend="reference")
     for axis, name in ((-1, "gradient"), (0, "gradient along the first axis")):
         turned = given if axis else given.T
-        loss, gradient = fastxent.cross_entropy_with_grad(turned, indices, axis=axis, reduction="none")
+        out = torch.full_like(turned, float("nan"))
+        loss, gradient = fastxent.cross_entropy_with_grad(turned, indices, axis=axis, reduction="none", out=out)
         yield from _figures(torch, logits.dtype, loss, gradient if axis else gradient.T, wanted, name)
 
 

@@ -142,9 +142,11 @@ def time_asking(machine):
     with machine.current():
         problem = Problem(machine, ASKED_SHAPE, ASKED_DTYPE)
         try:
-            logits, targets, out = _in_torch(problem) or (problem.logits, problem.targets, problem.out)
+            tensors = _in_torch(problem)
+            logits, targets, out = tensors or (problem.logits, problem.targets, problem.out)
+            kind = "torch's" if tensors else "our own"
             return [
-                Time(name, ASKED_SHAPE, ASKED_DTYPE, HOST, _seconds_to_ask(problem, body))
+                Time(name, ASKED_SHAPE, ASKED_DTYPE, HOST, _seconds_to_ask(problem, body), note=f"of {kind} arrays")
                 for name, body in _calls(logits, targets, out, {}).items()
             ]
         finally:

@@ -1,7 +1,7 @@
 """Arrays of a device, whoseever they are: where their numbers lie, which stream works on them, and new ones like them.
 
-torch and cupy are asked in their own words, where that is quick; anything else by the CUDA array interface. Nothing
-here imports a framework, copies or waits.
+torch and cupy are asked in their own words, where that is quick; anything else by DLPack (`lent`) or the CUDA array
+interface. Nothing here imports a framework, copies or waits.
 """
 
 import functools
@@ -47,7 +47,9 @@ class DeviceArray:
         self._machine, stream = machine, machine.stream_of(handle)
         with machine.current():
             refuse_capture(machine, stream)
-            self.address = machine.take(stream, max(1, math.prod(self.shape) * self.dtype.itemsize))
+            size = max(1, math.prod(self.shape) * self.dtype.itemsize)
+            self.address = machine.take(stream, size)
+            machine.spoil(stream, self.address, size)
 
     def __del__(self):
         if hasattr(self, "address"):
@@ -115,7 +117,8 @@ class _Interface:
         return View(about["data"][0], shape, tuple(about.get("strides") or in_c_order(shape, dtype.itemsize)), dtype)
 
     def stream(self, array):
-        return array.stream if isinstance(array, _TOLD) else array.__cuda_array_interface__.get("stream") or 0
+        handle = array.stream if isinstance(array, _TOLD) else array.__cuda_array_interface__.get("stream") or 0
+        return 0 if handle == 1 else handle  # the default stream goes by both
 
     def empty(self, array, shape, dtype):
         return DeviceArray(self._machine, self.stream(array), shape, dtype)

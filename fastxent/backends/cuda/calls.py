@@ -6,6 +6,8 @@ allocated but the results. So it can be captured in a CUDA graph.
 
 from typing import Any
 
+import numpy as np
+
 from fastxent import checks
 from fastxent.backends.cuda import resident
 from fastxent.backends.cuda.arrays import check_device, in_line, library_of, may_be_on_device
@@ -18,6 +20,18 @@ _MOST = 1024  # of them
 def placed(view, name):
     """A view whose address knows the name of its array."""
     return view._replace(address=Place(view.address, name))
+
+
+def numbers_of(slot, view):
+    """A function that waits for one number of an array in one line, by its place."""
+
+    def number(place):
+        found = np.empty(1, view.dtype)
+        slot.machine.copy_to_host(slot.stream, found, view.address + place * in_line(view, "targets"))
+        slot.machine.wait(slot.stream)
+        return found[0]
+
+    return number
 
 
 class Call:

@@ -151,7 +151,20 @@ def function_of(ops, code):
 
 
 def compile_code(code):
-    """Machine code of one kernel, a cubin."""
+    """Machine code of one kernel, a cubin.
+
+    Raises
+    ------
+    RuntimeError
+        Where one of the compilers is not installed.
+    """
+    _, can_compile = _compilers()
+    if not can_compile:
+        raise RuntimeError(
+            f"the kernel {code.name} for compute capability {'.'.join(map(str, code.architecture))} has not been "
+            "compiled, and what compiles it is not installed: pip install fastxent[cuda13], or [cuda12], or compile it "
+            "elsewhere with fastxent warmup --backend cuda --architecture"
+        )
     return linked(intermediate_code(code), code.architecture)
 
 
@@ -185,7 +198,12 @@ def linked(ltoir, architecture, ptx=False):
     handle = nvjitlink.create(len(options), options)
     try:
         nvjitlink.add_data(handle, nvjitlink.InputType.LTOIR, ltoir, len(ltoir), "kernel")
-        nvjitlink.complete(handle)
+        try:
+            nvjitlink.complete(handle)
+        except nvjitlink.nvJitLinkError as error:
+            log = bytearray(nvjitlink.get_error_log_size(handle))
+            nvjitlink.get_error_log(handle, log)
+            raise RuntimeError(f"{error}: {log.decode(errors='replace')}") from error
         size, get = (
             (nvjitlink.get_linked_ptx_size, nvjitlink.get_linked_ptx) if ptx
             else (nvjitlink.get_linked_cubin_size, nvjitlink.get_linked_cubin)

@@ -13,7 +13,7 @@ from fastxent import arguments, checks
 from fastxent.backends.cuda import arrangement, calls, launches, resident
 from fastxent.backends.cuda.arrays import in_line, library_of_logits
 from fastxent.backends.cuda.inputs import bits_of, scaling_of
-from fastxent.backends.cuda.lent import answered, borrowed, is_lent
+from fastxent.backends.cuda.lent import answered, borrowed, give_back, is_lent
 from fastxent.backends.cuda.losses import GROUP, Loss, Upstream
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.run import runner
@@ -48,6 +48,7 @@ def ready(logits, axis=-1):
         raise ValueError(f"axis must be the last of logits on a device; got {axis}")
     with machine.current():
         machine.wait(machine.stream_of(library.stream(logits)))
+        give_back(machine)
     return view.shape, dataclasses.replace(resident.as_rows(view), owner=logits)
 
 
@@ -76,7 +77,7 @@ def _asked(logits, targets, options, gradient, check):
 
         made, note = calls.carried_out(about, logits, library, slot, carry_out)
         if check:
-            slot.raise_at_once(*note)
+            slot.raise_at_once(*note, calls.numbers_of(slot, library.view(targets)))
     answer = (made["loss"], made["lse"]) if options.return_lse else (made["loss"],)
     if gradient:
         answer = (*answer, made["dlogits"] if gradient["out"] is None else gradient["out"])

@@ -62,6 +62,10 @@ def _delete_unless_taken(capsule):
         _HELD.pop(_pointer_of(capsule, _NAME), None)
 
 
+for _thunk in (_delete, _delete_unless_taken):  # capsules of ours may be the last to go when Python ends
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_thunk))
+
+
 def capsule_of(array, device_type):
     """A capsule of an array in C order with ``address``, ``shape`` and ``dtype``, on the first device of a type.
 

@@ -9,8 +9,10 @@ from fastxent.arguments import Options
 from fastxent.backends.cuda.arrays import DeviceArray, has_own_words
 from fastxent.backends.cuda.dlpack import Borrowed
 
-_HELD: deque[tuple[Any, Any]] = deque()
-_HOLDING = threading.Lock()
+# marks behind calls, and what these have borrowed
+_LENT: deque[tuple[Any, Any, Any]] = deque()
+_GIVING = threading.Lock()
+_MOST = 4  # calls whose arrays are held while the device is at it
 
 
 def is_lent(array):
@@ -24,32 +26,40 @@ def borrowed(array):
         return Options(*map(borrowed, array))
     if array is None or not checks.is_on_device(array) or not is_lent(array):
         return array
-    checks.refuse_misread(array, "logits")
+    checks.refuse_misread(array, "arrays")
     return Borrowed(array)
 
 
 def answered(machine, function, logits, *arguments, **named):
-    """``function`` of lent logits and whatever else is lent, but for ``out``. Nothing waits: what is borrowed is given
-    back by a later call that finds the device done with it.
+    """``function`` of lent logits and whatever else is lent, but for ``out``. What is borrowed is given back by a later
+    call that finds the device done with it; nothing waits, but for the call before the last few.
     """
-    stays = {"out": named.pop("out")} if "out" in named else {}
+    out = named.get("out")
+    with machine.current():
+        give_back(machine)
     given = [borrowed(one) for one in (logits, *arguments)]
-    others = {name: borrowed(one) for name, one in named.items()}
+    others = {name: one if name == "out" else borrowed(one) for name, one in named.items()}
     try:
-        found = function(*given, **others, **stays)
+        found = function(*given, **others)
     finally:
         with machine.current():
-            _hold(machine, (given, others))
+            _LENT.append((machine.mark(machine.stream_of(Borrowed.stream)), given, others))
+            give_back(machine)
     if isinstance(found, tuple):
-        return tuple(_in_kind(logits, array) for array in found)
-    return _in_kind(logits, found)
+        return tuple(array if array is out else _in_kind(logits, array) for array in found)
+    return found if found is out else _in_kind(logits, found)
 
 
-def _hold(machine, arrays):
-    with _HOLDING:
-        while _HELD and machine.has_passed(_HELD[0][0]):
-            _HELD.popleft()
-        _HELD.append((machine.mark(machine.stream_of(Borrowed.stream)), arrays))
+def give_back(machine):
+    """Let go of what the device is done with, and of what calls before the last few have borrowed, once it is."""
+    with _GIVING:
+        while _LENT:
+            mark, *_ = _LENT[0]
+            if len(_LENT) > _MOST:
+                machine.wait_for(mark)
+            if not machine.has_passed(mark):
+                return
+            _LENT.popleft()
 
 
 def _in_kind(like, array):

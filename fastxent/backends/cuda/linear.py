@@ -8,9 +8,10 @@ import math
 from typing import Any
 
 from fastxent import arguments, checks
-from fastxent.backends.cuda import arrangement, launches, losses, resident
+from fastxent.backends.cuda import arrangement, calls, launches, losses, resident
 from fastxent.backends.cuda.arrays import check_device, library_of
 from fastxent.backends.cuda.device import LossCall, ready
+from fastxent.backends.cuda.lent import is_lent
 from fastxent.backends.cuda.run import runner
 from fastxent.backends.cuda.scratch import scratch_of
 from fastxent.backends.cuda.write import Written
@@ -52,7 +53,7 @@ def _asked(given, targets, options, memory, check, wanted=None, grad_output=1.0)
             found = _losses_and_gradients(call, layer, blocks, _Gradients(layer, wanted), grad_output)
         call.let_go()
         if check:
-            slot.raise_at_once(*call.note)
+            slot.raise_at_once(*call.note, calls.numbers_of(slot, layer.library.view(targets)))
     answer = (call.arrays["loss"], *([call.arrays["lse"]] if options.return_lse else []), *found)
     return answer if len(answer) > 1 else answer[0]
 
@@ -105,11 +106,11 @@ class Layer:
 
     def __init__(self, given):
         self.machine = runner().machine
-        self.library = library_of(given[0], self.machine)
-        self.handle = self.library.stream(given[0])
-        if not hasattr(self.library, "product"):
+        if is_lent(given[0]) or not hasattr(library_of(given[0], self.machine), "product"):
             kind = type(given[0]).__module__.partition(".")[0]
             raise NotImplementedError(f"hidden states on a device must be torch's or cupy's, not arrays of {kind}")
+        self.library = library_of(given[0], self.machine)
+        self.handle = self.library.stream(given[0])
         hidden, weight, bias = (self._view(*named) for named in zip(_NAMES, given, strict=True))
         self.real, self.dtype = arguments.check_layer(hidden, weight, bias), hidden.dtype
         narrow = self.dtype.itemsize == 1 or self.real != checks.loss_dtype(self.dtype)

@@ -133,6 +133,12 @@ class Machine:
         _checked(driver.cuEventRecord(event, int(stream.handle)))
         return event
 
+    def wait_for(self, event):
+        """Wait for what is before a mark."""
+        from cuda.bindings import driver
+
+        _checked(driver.cuEventSynchronize(event))
+
     def has_passed(self, event):
         """Whether the device is done with what is before a mark, which then is one no more."""
         from cuda.bindings import driver
@@ -167,7 +173,7 @@ class Machine:
         """Where kernels are ``checked``, what one is to fill holds nonsense before, as it does in the simulator."""
         from cuda.bindings import driver
 
-        if self.checked:
+        if self.checked and size:
             _checked(driver.cuMemsetD8Async(address, NONSENSE, size, int(stream.handle)))
 
     def allocate(self, size):

@@ -1,9 +1,9 @@
 """What a kernel may ask of a GPU, through numba-cuda; `simulated` gives the same names in NumPy.
 
-The only module, with `lanes`, that knows numba-cuda: kernels are built from a namespace of these functions. Global
-memory is addressed by int64 byte addresses, so no array type, stride or framework is ever part of a kernel's
-signature. Shared memory is one dynamic block of bytes, addressed from 0. A word of 16 bytes is four int32 lanes; what
-the numbers in it are is the business of a format (`form`).
+The only module, with `lanes` and `codecs`, that knows what numba-cuda has for kernels: these are built from a
+namespace of these functions. Global memory is addressed by int64 byte addresses, so no array type, stride or framework
+is ever part of a kernel's signature. Shared memory is one dynamic block of bytes, addressed from 0. A word of 16 bytes
+is four int32 lanes; what the numbers in it are is the business of a format (`form`).
 """
 
 import functools

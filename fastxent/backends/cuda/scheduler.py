@@ -12,7 +12,7 @@ from collections import deque
 import numpy as np
 
 WARP = 32
-NONSENSE = 0xFB  # a NaN of no use in float32, bfloat16 and float16, and a number nobody expects in the others
+NONSENSE = 0x7F  # bytes of a huge number in float32, bfloat16, float64 and integers, of a NaN in float16 and float8
 
 
 class SimulationError(RuntimeError):

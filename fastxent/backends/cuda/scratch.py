@@ -61,13 +61,14 @@ class Scratch:
             count, _ = self._news()
             raise IndexError(f"targets of an earlier call on this stream are out of range: {count} of them")
 
-    def raise_at_once(self, given, ignored):
-        """Wait for the call that has been asked for, and raise what is wrong with its targets."""
+    def raise_at_once(self, given, ignored, target_of):
+        """Wait for the call that has been asked for, and raise what is wrong with its targets: ``target_of`` a row."""
         count, before_end = self._news()
         if count:
+            row = given.rows - before_end
             raise IndexError(
                 f"targets must lie in [0, {given.classes - 1}]{'' if ignored is None else f' or be {ignored}'}; "
-                f"{count} of {given.rows} do not, the first in row {given.rows - before_end}"
+                f"{count} of {given.rows} do not, the first in row {row} with value {target_of(row)}"
             )
 
     def _news(self):

@@ -69,6 +69,11 @@ class Machine:
         self.events.append((stream, "mark"))
         return len(self.events)
 
+    def wait_for(self, event):
+        """The device is busy no more."""
+        self._demand_current()
+        self.busy = False
+
     def has_passed(self, event):
         """Unless a test has said that the device is busy."""
         self._demand_current()
