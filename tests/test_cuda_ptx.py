@@ -54,8 +54,8 @@ def failed(checks_of_a_gpu):
     return [(str(one), one.errors) for one in found if not one.right]
 
 
-# rows of eight threads, of a warp and of four strips, with ragged ends
-@pytest.mark.parametrize(("dtype", "classes"), [("bfloat16", 300), ("float16", 1203), ("float32", 50_257)])
+# rows of eight threads and of two strips, with ragged ends
+@pytest.mark.parametrize(("dtype", "classes"), [("bfloat16", 300), ("float32", 20_001)])
 def test_what_a_gpu_is_checked_with_first(run_on, dtype, classes):
     """Every verb, with every option."""
     run_on(on_a_gpu())
@@ -67,7 +67,7 @@ def test_what_a_gpu_is_checked_with_first(run_on, dtype, classes):
     [
         ("bfloat16", 5000, ("plain", "score with top 5")),
         ("float32", 300, ("plain", "smoothing", "score with top 5", "softmax")),
-        ("float32", 20_000, ("plain", "softmax")),
+        ("float32", 20_000, ("plain",)),
     ],
 )
 def test_warps_wait_for_each_other_where_they_have_to(run_on, dtype, classes, names):
