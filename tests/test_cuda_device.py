@@ -608,6 +608,14 @@ def test_no_rows():
     assert fetched(loss) == 0.0
 
 
+def test_what_is_only_for_the_host_says_so():
+    logits, targets, _ = Case(3, 45).build()
+    with pytest.raises(TypeError, match="must be in memory of the host, not on a GPU"):
+        fastxent.entropy_from_logits(Array(logits))
+    with pytest.raises(TypeError, match="targets must be in memory of the host, as scores are"):
+        fastxent.score(Array(logits), Array(targets))
+
+
 class TestErrors:
     def refused(self, error, message, targets=None, logits=None, **options):
         logits = Array(np.zeros((2, 4), np.float32)) if logits is None else logits
