@@ -48,6 +48,7 @@ NOT_RUN = {
         "python3 -m venv": "the first step of .ci/run does the same",
         ".venv/bin/python -m pip install": "the same",
         ".venv/bin/ruff": "run by .ci/run",
+        ".venv/bin/python -m pytest -q -n 2 tests/test_cuda": "run by .ci/run",
         "python -m fuzz": "looks for what is new, without end; tests/test_fuzz.py draws from the same",
         "python -m tests.mutation": "an hour",
         "nox": "run by .github/workflows/versions.yml",
