@@ -1,8 +1,9 @@
 """PTX run on a CPU: what the compilers made of a kernel, instruction by instruction, where there is no GPU.
 
 A register of all threads of a block is one array, and an instruction is run for all threads that have come to it.
-Threads that have gone apart go on from where the hindmost are, so they meet again; where one has to wait for others it
-waits until they have come. An instruction that is not known, here or in `ptx_arithmetic`, is an error.
+Threads that have gone apart go on from where the hindmost are, so they meet again, or as chance has it; where one has
+to wait for others it waits until they have come. An instruction that is not known, here or in `ptx_arithmetic`, is an
+error.
 """
 
 import functools

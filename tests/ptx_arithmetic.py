@@ -1,7 +1,7 @@
 """What the instructions of PTX that compute give, by their full names: `ptx` runs them.
 
-They mean what the PTX ISA says, for arrays of one number a thread; only those that kernels are made of are here. What
-the ISA leaves open, the last places of ``ex2`` and ``rcp``, is what the simulator takes.
+They mean what the PTX ISA says, for arrays of one number a thread; of its kinds of instruction only those that kernels
+are made of are here. What the ISA leaves open, the last places of ``ex2`` and ``rcp``, is what the simulator takes.
 """
 
 import ml_dtypes
@@ -119,9 +119,8 @@ def _arithmetic():
     """What each instruction is given, what it gives, and the function, by its full name."""
     table = {}
 
-    def define(names, given, result, function):
-        for name in names.split():
-            table[name] = [KINDS[kind] for kind in given.split()], KINDS[result], function
+    def define(name, given, result, function):
+        table[name] = [KINDS[kind] for kind in given.split()], KINDS[result], function
 
     for f in ("f32", "f64"):
         for name, function in (("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("div", np.divide)):
