@@ -26,6 +26,10 @@ class Asked(simulated.Machine):
         super().__init__()
         self.architecture, self.together, self.codes = architecture, together, {}
 
+    def spoil(self, stream, address, size):
+        """What no kernel fills is 0, which ids can be."""
+        self._memory[address][:] = 0
+
     def launch(
         self, stream, name, kind, arguments, blocks, shared=0, resident=None, written=None, entries="gradient",
         ends="verb",
