@@ -5,6 +5,7 @@ Works without a GPU, on the disassembler that NVIDIA publishes as Python package
 
 import heapq
 import importlib.util
+import operator
 import os
 import re
 import subprocess
@@ -60,15 +61,15 @@ class MachineCode:
                     left.append(part - {after for k, edges in enumerate(following) if k not in part for after in edges})
         return [[names[k] for k in sorted(loop)] for loop in found if not any(loop > other for other in found)]
 
-    def shortest_way_round(self, pattern, times):
-        """How many instructions are between one time control comes back and the next, on the shortest way on which so
-        many match the pattern.
+    def shortest_way_round(self, wanted):
+        """How many instructions are between one time control comes back and the next, on the shortest way on which as
+        many match each pattern as are wanted of it.
         """
         position = {at: k for k, (at, *_) in enumerate(self.instructions)}
         following = [self._following(k, position) for k in range(len(self.instructions))]
-        matches = [re.match(pattern, name) is not None for name in self.names()]
+        matches = [tuple(int(re.match(pattern, name) is not None) for pattern in wanted) for name in self.names()]
         ends = [(k, after) for k, edges in enumerate(following) for after in edges if after <= k]
-        return min(_shortest(following, matches, first, last, times) for last, first in ends)
+        return min(_shortest(following, matches, first, last, tuple(wanted.values())) for last, first in ends)
 
     def _following(self, k, position):
         _, predicate, name, text = self.instructions[k]
@@ -84,18 +85,19 @@ class MachineCode:
 
 
 def _shortest(following, matches, first, last, times):
-    """Instructions from ``first`` to ``last``, forwards, ``times`` of which match at least; infinity if none do."""
-    ways, seen = [(1, first, int(matches[first]))], set()
+    """Instructions from ``first`` to ``last``, forwards, so many of which match at least; infinity if none do."""
+    ways, seen = [(1, first, matches[first])], set()
     while ways:
         length, k, matched = heapq.heappop(ways)
-        if k == last and matched >= times:
+        if k == last and matched == times:
             return length
         if (k, matched) in seen:
             continue
         seen.add((k, matched))
         for after in following[k]:
             if k < after <= last:
-                heapq.heappush(ways, (length + 1, after, min(times, matched + matches[after])))
+                together = tuple(map(min, times, map(operator.add, matched, matches[after])))
+                heapq.heappush(ways, (length + 1, after, together))
     return float("inf")
 
 

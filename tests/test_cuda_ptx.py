@@ -65,7 +65,7 @@ def test_what_a_gpu_is_checked_with_first(run_on, dtype, classes):
 @pytest.mark.parametrize(
     ("dtype", "classes", "names"),
     [
-        ("bfloat16", 5000, ("plain", "score with top 5")),
+        ("bfloat16", 5001, ("plain", "score with top 5")),
         ("float32", 300, ("plain", "smoothing", "score with top 5", "softmax")),
         ("float32", 20_000, ("plain",)),
     ],

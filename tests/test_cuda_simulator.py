@@ -255,9 +255,15 @@ def results(logits, targets, out=None, **named):
 
 @pytest.mark.parametrize(("dtype", "classes"), [("float32", 45), ("float32", 1203), ("bfloat16", 301)])
 class TestSameBits:
-    def test_for_any_address(self, dtype, classes, monkeypatch):
-        """Rows one after the other begin anywhere; those of the backend's own buffers at multiples of 16 bytes."""
-        logits, targets, _ = Case(5, classes, "wide", dtype).build()
+    @pytest.mark.parametrize("words", ["few", "many"])
+    def test_for_any_address(self, dtype, classes, words, monkeypatch):
+        """Rows one after the other begin anywhere; those of the backend's own buffers at multiples of 16 bytes. With
+        ``many`` words a thread takes four at a time.
+        """
+        if words == "many":
+            layout = simulated.SIMULATED._replace(tiny=8192, small=8192, middle=8192, strip=8192, shared=1 << 17)
+            monkeypatch.setattr(simulated.Machine, "layout", layout)
+        logits, targets, _ = Case(9, classes, "wide", dtype).build()
         want = results(logits, targets)
 
         def packed(slot, name, values, dtype):

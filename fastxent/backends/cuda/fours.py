@@ -21,20 +21,38 @@ def build_fetch(ops, kind):
     """
     form, threads = ops.form(kind.form), kind.threads
     load, load_word, stage = build_loads(ops, form), ops.load_word, ops.shared_store_word
+    realigned = form.realigned
     function, int32, int64 = ops.function, ops.int32, ops.int64
 
     @function
-    def whole(at, misplaced, first, last):
-        """Words of the row from address ``at`` on."""
+    def put_together(at, shift):
+        low = at - shift
+        return realigned(load_word(low), load_word(low + 16), shift)
+
+    @function
+    def four_put_together(at, shift):
+        return (
+            put_together(at, shift), put_together(at + threads * 16, shift),
+            put_together(at + 2 * threads * 16, shift), put_together(at + 3 * threads * 16, shift),
+        )  # fmt: skip
+
+    @function
+    def whole(at, misplaced):
+        """Words of the row from address ``at`` on, all of whose bytes are the row's."""
         if misplaced == 0:
             return (
                 load_word(at), load_word(at + threads * 16),
                 load_word(at + 2 * threads * 16), load_word(at + 3 * threads * 16),
             )  # fmt: skip
-        return (
-            load(at, misplaced, first, last), load(at + threads * 16, misplaced, first, last),
-            load(at + 2 * threads * 16, misplaced, first, last), load(at + 3 * threads * 16, misplaced, first, last),
-        )  # fmt: skip
+        # a choice here is one for four words: as the words' own it would be eleven instructions in each
+        odd = int32(misplaced & 3)
+        if misplaced < 4:
+            return four_put_together(at, odd)
+        if misplaced < 8:
+            return four_put_together(at, int32(4 | odd))
+        if misplaced < 12:
+            return four_put_together(at, int32(8 | odd))
+        return four_put_together(at, int32(12 | odd))
 
     @function
     def there(j, last_word):

@@ -201,18 +201,7 @@ def _add_to(typing, address, value):
 
 
 @intrinsic
-def _whole_words(typing, first, second, shift):
-    """16 bytes out of two words one after the other, from byte ``shift`` on, a multiple of 4."""
-
-    def lower(context, builder, sig, args):
-        args = _cast(context, builder, sig, args, WORD, WORD, types.int32)
-        return joined(builder, _shifted_words(builder, args)[:4])
-
-    return WORD(first, second, shift), lower
-
-
-@intrinsic
-def _parts_of_words(typing, first, second, shift):
+def _realigned(typing, first, second, shift):
     """16 bytes out of two words one after the other, from byte ``shift`` on."""
 
     def lower(context, builder, sig, args):
@@ -312,7 +301,7 @@ def form(name):
         load_one=load_one,
         store_one=store_one,
         store_some=_store_some(about.itemsize),
-        realigned=_parts_of_words if about.itemsize < 4 else _whole_words,
+        realigned=_realigned,
         lanes_of=filler(real, about.lanes),
         to_real=caster(real),
         from_bits=_from_bits(real),

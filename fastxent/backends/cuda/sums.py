@@ -113,7 +113,7 @@ def build_sums(ops, kind, scored=False):
         misplaced, gone_word = int32(place & 15), word_of(t, gone)
         j, left = int32(t), int32(classes // count)
         while left >= AHEAD * threads:
-            four = fetch_whole(place + int64(j) * 16, misplaced, first, last)
+            four = fetch_whole(place + int64(j) * 16, misplaced)
             sums, best = take_whole(four, gone_word, j, row, start, classes, gone, shares, cap, sums, best, rate)
             if slots != -1:
                 keep_whole(int32(slots + j * 16), four)
