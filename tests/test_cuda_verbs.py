@@ -1,5 +1,8 @@
 """Blocks of classes, counts and divergences on the simulated GPU, against the reference and exact arithmetic."""
 
+import itertools
+import operator
+
 import numpy as np
 import pytest
 
@@ -138,6 +141,27 @@ def test_divergences_on_the_device():
         cuda.divergences(rows[0], pairs[1].astype(np.float32), *lse)
     for place in places:
         machine.unreserve(place)
+
+
+@pytest.mark.parametrize("verb", [fastxent.cross_entropy, fastxent.cross_entropy_with_grad, fastxent.score])
+def test_blocks_of_the_host_are_copied_while_others_are_computed(verb):
+    """A block is asked of one of two streams, which is waited for when the next block but one needs its place."""
+    machine = run.runner().machine
+    classes = machine.layout.launch // (4 * 3)  # three rows a block, of five
+    logits, targets, _ = Case(13, classes, "typical").build()
+    machine.events.clear()
+    verb(logits, targets, backend="cuda")
+    turns = [
+        (stream, [name for _, name in events])
+        for stream, events in itertools.groupby(machine.events, key=operator.itemgetter(0))
+    ]
+    one, other = (stream for stream, _ in turns[:2])
+    assert [stream for stream, _ in turns] == [one, other, one, other, one, other]
+    for begins, (_, names) in zip((0, 0, 1, 1, 1), turns, strict=False):
+        assert names[:begins] == ["wait"] * begins
+        assert names[begins] == "to device"
+        assert "to host" in names
+    assert [names.count("wait") for _, names in turns] == [0, 0, 1, 1, 2, 1]  # and both at the end
 
 
 def test_what_fails_leaves_nothing_for_the_next_call():

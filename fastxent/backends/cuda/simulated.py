@@ -35,7 +35,7 @@ class Machine:
     at_once = 1  # as far as anyone asks: then a group has several rows wherever there are any
 
     def __init__(self):
-        self._memory = {}
+        self._memory, self._streams = {}, 0
         # what has been asked of which stream, the last of it
         self.events: deque[tuple[Any, str]] = deque(maxlen=1000)
         # streams that are captured into a CUDA graph, and whether marks of any are still ahead
@@ -59,9 +59,10 @@ class Machine:
             raise SimulationError("the GPU is spoken to by a thread on which it is not current")
 
     def new_stream(self):
-        """There is nothing to wait for."""
+        """A name that no other has; those of callers are numbers."""
         self._demand_current()
-        return None
+        self._streams += 1
+        return f"stream {self._streams}"
 
     def mark(self, stream):
         """The number of the mark."""
