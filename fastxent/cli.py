@@ -25,6 +25,7 @@ from fastxent.arguments import ScoreOptions
 from fastxent.checks import DTYPES
 from fastxent.cli_compare import compare
 from fastxent.digest import Questions
+from fastxent.io import publish
 
 # what a bad argument or a bad file raises before anything is written; a SourceError is a ValueError
 BAD_INPUT = (
@@ -289,13 +290,9 @@ def _check_beside(summary_file, files, output, force):
 
 
 def _write_beside(path, text):
-    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, "utf-8", "backslashreplace")
-        part.replace(path)
+        publish.write_text(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise runs.RunError(f"{path}: {error.strerror}") from error
 
 

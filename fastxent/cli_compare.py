@@ -1,14 +1,18 @@
 """``fastxent compare``: reads options, shows each table as it is done, and writes what was asked for."""
 
 import json
+import time
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from fastxent import backends, page, runs
+from fastxent.io import publish
 
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
+_PATIENCE = 60.0  # seconds for a piece of the GPU's suite
+_BETWEEN = 3.0  # seconds from one writing of what it has found to the next
 
 
 class Shape(click.ParamType):
@@ -124,26 +128,35 @@ def _refuse_others(context):
         raise click.UsageError(f"--suite gpu takes --json and --html alone, not {', '.join(given)}")
 
 
+def _write(json_file, record):
+    publish.write_text(json_file, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
 def _on_gpu(json_file, page_file):
     """Check every verb of the CUDA backend, then time its kernels, a line for what is wrong and for each time.
 
-    What has been found is written whatever ends it.
+    What has been found is written every few seconds, and whatever ends it.
     """
-    from fastxent.bench import gpu
+    from fastxent.bench import apart, gpu
     from fastxent.bench import page as pages
 
     if reason := backends.why_unavailable("cuda"):
         raise runs.RunError(f"the suite needs a GPU, and {reason}")
     found: list = []
+    written = time.monotonic()
     try:
-        for one in gpu.run():
-            found.append(one)
-            if not isinstance(one, gpu.Check) or one.right is False:
-                click.echo(str(one))
+        for several in apart.results(gpu.units, gpu.is_well, _PATIENCE):
+            found += several
+            for one in several:
+                if not isinstance(one, gpu.Check) or one.right is False:
+                    click.echo(str(one))
+            if json_file and time.monotonic() > written + _BETWEEN:
+                _write(json_file, gpu.record(found))
+                written = time.monotonic()
     finally:
         record = gpu.record(found)
         if json_file:
-            json_file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", "utf-8")
+            _write(json_file, record)
         if page_file:
             page_file.write_text(pages.render_gpu(record), "utf-8")
     wrong, unknown = (sum(check["right"] is how for check in record["checks"]) for how in (False, None))

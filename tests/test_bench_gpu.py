@@ -1,37 +1,53 @@
 """The suite as it would run on a device, on one that is simulated and with problems that are tiny."""
 
 import json
+import os
 import re
 import sys
 import time
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import fastxent
 from fastxent import cli_compare
 from fastxent.backends import cuda
-from fastxent.bench import checking, gpu, gpu_bars, gpu_checks, gpu_peers, gpu_tables, gpu_times, page
-from fastxent.bench.gpu_record import LEFT_OUT, Check, Time
+from fastxent.bench import (
+    apart,
+    checking,
+    gpu,
+    gpu_bars,
+    gpu_checks,
+    gpu_peers,
+    gpu_problem,
+    gpu_tables,
+    gpu_times,
+    page,
+)
+from fastxent.bench.gpu_record import LEFT_OUT, Check, Device, Time
 from fastxent.bench.record import Seconds
 
 
 @pytest.fixture
 def simulated(monkeypatch):
     monkeypatch.setenv("FASTXENT_CUDA_SIMULATED", "1")
-    monkeypatch.setattr(gpu_times, "_ROUNDS", 3)
-    monkeypatch.setattr(gpu_times, "_WARM", 0)
-    monkeypatch.setattr(gpu_times, "_ASKINGS", 3)
+    monkeypatch.setattr(gpu_problem, "READ", (1, 8))
+    monkeypatch.setattr(gpu_times, "_ROUNDS", 2)
+    monkeypatch.setattr(gpu_times, "_WARM_SECONDS", 0)
+    monkeypatch.setattr(gpu_times, "_ASKINGS", 5)
     monkeypatch.setattr(gpu_times, "ASKED_SHAPE", (2, 70))
 
 
 def suite(**changed):
     tiny = {"shapes": ((3, 70),), "option_shape": (2, 300), "dtypes": ("bfloat16",)}
     checks = gpu_checks.each(("bfloat16",), (40,), many=False, large=(7, 70))
-    return list(gpu.run(**tiny | {"checked": checks} | changed))
+    found, start = [], time.monotonic()
+    for unit in gpu.units(**tiny | {"checked": checks} | changed):
+        found += unit.found(found, start)
+    return found
 
 
 class TestUnits:
@@ -58,6 +74,7 @@ class TestSuite:
             *gpu_checks.OPTIONS,
             *gpu_checks._OF_ALL,
             "some rows",
+            *(f"{label}, as timed" for label in (*gpu_times.options_of(3), gpu_bars.OURS)),
         ]
         assert all(check["right"] for check in record["checks"]), [str(one) for one in found if isinstance(one, Check)]
         plain = record["checks"][0]["errors"]
@@ -69,7 +86,8 @@ class TestSuite:
         assert {operation for candidate, operation in timed if candidate == gpu_bars.HOST} == set(gpu_bars._OF_LARGE)
         assert ("fastxent", "score with top 5") in timed
         assert {one["candidate"] for one in record["times"]} >= set(gpu_peers.NAMES)
-        assert json.loads(json.dumps(record, allow_nan=False))["times"][0]["seconds"]["rounds"] == 3
+        assert record["device"] == "simulated"
+        assert json.loads(json.dumps(record, allow_nan=False))["times"][0]["seconds"]["rounds"] == 2
         judged = {bar["what"] for bar in record["bars"] if bar["met"] is not None}
         assert judged >= {f"2 x 300 bfloat16, loss, {option}, times without" for option in ("weights", "softcap")}
         pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
@@ -91,7 +109,8 @@ class TestSuite:
             raise RuntimeError("no bead left")
 
         found = suite(shapes=((3, 70), (2, 70)), checked=[("5 x 4, abacus", broken)])
-        assert (found[0].right, str(found[0])) == (False, "5 x 4, abacus: failed: RuntimeError: no bead left")
+        assert str(found[0]) == "simulated"
+        assert (found[1].right, str(found[1])) == (False, "5 x 4, abacus: failed: RuntimeError: no bead left")
         lines = [str(one) for one in found]
         assert "3 x 70 bfloat16, fastxent: failed: MemoryError: out of beads" in lines
         assert any(line.startswith("2 x 70 bfloat16, fastxent, loss: ") for line in lines)
@@ -102,38 +121,67 @@ class TestSuite:
         sizes = iter([64, None])
         monkeypatch.setattr(machine, "reserve", lambda size: reserve(next(sizes)))
         with machine.current(), pytest.raises(TypeError):
-            gpu_times.Problem(machine, (2, 8), "float32")
+            gpu_problem.Problem(machine, (2, 8), "float32")
         assert set(machine._memory) == held
 
     def test_the_clock_is_looked_at_before_everything(self):
-        found = suite(seconds=-1.0, checked=[("a", Check), ("b", Check)])
+        found = suite(seconds=-1.0, checked=[("a", None), ("b", None)])
         assert {one.note for one in found} == {LEFT_OUT}
-        assert [one.right for one in found[:2]] == [None, None]
-        assert [one.candidate for one in found[2:]] == [gpu_bars.HOST, *gpu_times.options_of(3), "fastxent"]
+        assert [one.right for one in found[1:3]] == [None, None]
+        about = [gpu_bars.HOST, *gpu_times.options_of(3), gpu_bars.OURS, *gpu_peers.NAMES]
+        assert [one.candidate for one in found[3:]] == about
 
-    def test_peers_have_the_clock_too(self, monkeypatch):
-        now = [0.0]
+    def test_peers_are_timed_beside_a_copy(self, monkeypatch):
+        monkeypatch.setattr(gpu_peers, "time_peer", lambda *about: [about])
+        copy = replace(took(gpu_bars.COPY, gpu_bars.COPY, 2e-3), shape=(3, 70))
+        assert gpu._peer("quack", (3, 70), "bfloat16", [copy]) == [("quack", (3, 70), "bfloat16", 2e-3)]
+        assert gpu._peer("quack", (3, 71), "bfloat16", [copy]) == []
 
-        def time_peer(*about):
-            now[0] += 0.2
-            return []
+    def test_kernels_that_are_wrong_where_they_are_timed_have_no_time(self, monkeypatch):
+        verb = fastxent.cross_entropy
 
-        monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        monkeypatch.setattr(gpu_peers, "time_peer", time_peer)
-        monkeypatch.setattr(gpu_times, "options_of", lambda classes: {})
-        monkeypatch.setattr(gpu_times, "time_calls", lambda *about, **named: ([], 1.0))
-        monkeypatch.setattr(gpu_times, "time_asking", lambda machine: [])
-        found = suite(checked=(), seconds=0.3)
-        assert [one.candidate for one in found] == list(gpu_peers.NAMES[2:])
+        def wrong(*given, **options):
+            losses = verb(*given, **options)
+            if options.get("reduction") == "none":
+                machine = gpu.runner().machine
+                machine.copy_to_device(0, np.ones(losses.shape, losses.dtype), losses.address)
+            return losses
+
+        monkeypatch.setattr(fastxent, "cross_entropy", wrong)
+        check, *times = gpu_times.time_calls(gpu.runner().machine, (2, 70), "float32")
+        assert [figure for figure, error in check.errors if error > 1] == ["loss alone"]
+        assert {(one.seconds, one.note) for one in times} == {(None, "wrong")}
+
+    def test_timed_calls_see_the_same_logits_each_time(self, monkeypatch):
+        """Also those whose gradient takes the logits' place."""
+        problems, seen = [], []
+        problem_of, verb = gpu_times.Problem, fastxent.cross_entropy_with_grad
+        monkeypatch.setattr(gpu_times, "Problem", lambda *about: problems.append(problem_of(*about)) or problems[0])
+
+        def looking(logits, *given, **options):
+            if problems and logits is problems[0].logits:
+                seen.append(problems[0]._fetched(logits.address, 70, logits.dtype).tobytes())
+            return verb(logits, *given, **options)
+
+        monkeypatch.setattr(fastxent, "cross_entropy_with_grad", looking)
+        gpu_times.time_calls(gpu.runner().machine, (1, 70), "float32")
+        assert len(seen) == 2 * (1 + 2) + 1
+        assert len(set(seen)) == 1
 
     def test_what_was_found_is_written_whatever_ends_it(self, monkeypatch, tmp_path):
-        def interrupted():
-            yield Check("5 x 4, abacus", (("loss", 0.5),))
+        file, written = tmp_path / "gpu.json", []
+
+        def interrupted(*about):
+            yield [Check("5 x 4, abacus", (("loss", 0.5),))]
+            yield []
+            written.append(json.loads(file.read_text()))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(gpu, "run", interrupted)
-        CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", "--json", str(tmp_path / "gpu.json")])
-        (check,) = json.loads((tmp_path / "gpu.json").read_text())["checks"]
+        monkeypatch.setattr(cli_compare, "_BETWEEN", 0.0)
+        monkeypatch.setattr(apart, "results", interrupted)
+        CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", "--json", str(file)])
+        assert [json.loads(file.read_text())] == written
+        (check,) = written[0]["checks"]
         assert check == {"problem": "5 x 4, abacus", "errors": {"loss": 0.5}, "right": True, "note": ""}
 
     def test_command(self, monkeypatch, tmp_path):
@@ -143,20 +191,68 @@ class TestSuite:
             Check("a", (("loss", 0.5),)), Check("b", (("loss", 0.5), ("rank", np.inf))), Check("c", note=LEFT_OUT),
             taken, replace(taken, seconds=None, note="absent: needs quack: pip install quack-kernels"),
         ]  # fmt: skip
-        monkeypatch.setattr(gpu, "run", lambda: iter(found))
+        found.insert(0, Device("an abacus", (9, 0)))
+        monkeypatch.setattr(apart, "results", lambda *about: iter([found[:2], found[2:]]))
         files = ["--json", str(tmp_path / "gpu.json"), "--html", str(tmp_path / "gpu.html")]
         done = CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", *files])
         assert done.output.splitlines() == [
+            "an abacus",
             "b: rank off by inf of what is allowed",
             "3 x 70 bfloat16, fastxent, loss: 1.2 ms (min 1 ms, IQR 17%), 87% of a copy",
             "3 x 70 bfloat16, fastxent, loss: absent: needs quack: pip install quack-kernels",
-            "simulated: 3 checks, 1 wrong, 1 left out; 1 times",
+            "an abacus: 3 checks, 1 wrong, 1 left out; 1 times",
             "what is asked of an H200: 1 met, 0 missed, 7 not measured",
         ]
         assert str(done.exception) == "1 checks are wrong on this GPU"
         written = (tmp_path / "gpu.html").read_text("utf-8")
         assert "quack-kernels" in written
-        assert "simulated, compute capability 9.0; fastxent " in written
+        assert "an abacus, compute capability 9.0; fastxent " in written
+
+
+def first_pieces():
+    """Of work: three that find something, of which one fails; one that hangs, one that ends its process, one more."""
+    works = (
+        lambda before: [Check("first", (("loss", 0.5),))],
+        lambda before: 1 // 0,
+        lambda before: [Check("second", (("found before", float(len(before))),))],
+        lambda before: time.sleep(1000),
+        lambda before: os._exit(7),
+        lambda before: [Check("last", (("loss", 0.0),))],
+    )
+    return [gpu.Unit(Check(f"piece {k}"), work, 1000.0) for k, work in enumerate(works)]
+
+
+def is_well():
+    return True
+
+
+def is_not_well():
+    return False
+
+
+class TestApart:
+    """Work in other processes, real ones."""
+
+    @pytest.mark.parametrize("well", [is_well, is_not_well])
+    def test_it_goes_on_behind_what_hangs_or_dies(self, monkeypatch, well):
+        monkeypatch.setattr(apart, "_BEGINNING", 100.0)
+        found = [one for several in apart.results(first_pieces, well, 2.0) for one in several]
+        assert [str(one) for one in found] == [
+            "first: loss off by 0.5 of what is allowed",
+            "piece 1: failed: ZeroDivisionError: integer division or modulo by zero",
+            "second: found before off by 2 of what is allowed",
+            "piece 3: failed: it has taken more than 2 s",
+            "piece 4: failed: it has ended its process, with 7",
+            "last: loss off by 0 of what is allowed",
+        ]
+
+    def test_a_process_that_cannot_begin(self):
+        with pytest.raises(RuntimeError, match="before it begins piece 0"):
+            list(apart.results(nothing_to_list, is_well, 2.0))
+
+
+def nothing_to_list():
+    raise KeyError
 
 
 VERBS = {

@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 _CHECKED = 64
+SOFTCAP = 1e-5  # what a softcap adds to both promises: tanh and its slope at a rounded argument
 
 
 @functools.cache

@@ -1,101 +1,128 @@
 """The suite of a GPU: its kernels right first, every verb in every format and with every option, then fast.
 
-Whatever fails, a kernel or another library, is a line that says so; the suite goes on.
+It is a list of `Unit`s. Whatever fails, a kernel or another library, is a line that says so; the suite goes on.
 """
 
+import contextlib
 import datetime
+import functools
+import importlib.metadata
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import fastxent
-from fastxent import backends
 from fastxent.backends.cuda.run import runner
 from fastxent.bench import gpu_bars, gpu_checks, gpu_peers, gpu_times
 from fastxent.bench.cases import GPU_SHAPES
-from fastxent.bench.gpu_record import LEFT_OUT, Check, Time, failed
+from fastxent.bench.gpu_record import LEFT_OUT, Check, Device, Time, failed
 
-_SECONDS, _CHECKING = 7.5 * 60, 4 * 60.0  # the whole suite, with half a minute to spare, and what of it checks may take
+SECONDS, _CHECKING = 7.5 * 60, 4 * 60.0  # the whole suite, with half a minute to spare, and what of it checks may take
 DTYPES = ("bfloat16", "float32")
 OPTION_SHAPE = (16_384, 32_000)
+_SOFTWARE = (
+    "numba", "numba-cuda", "cuda-core", "cuda-bindings", "torch", "triton", "liger-kernel", "quack-kernels",
+    "flash-attn", "cupy-cuda13x", "cupy-cuda12x",
+)  # fmt: skip
 
 
-def run(shapes=GPU_SHAPES, option_shape=OPTION_SHAPE, dtypes=DTYPES, checked=None, seconds=_SECONDS):
-    """Yield every `Check`, then every `Time`; what has no time left says so.
-
-    Raises
-    ------
-    fastxent.backends.BackendUnavailableError
-        Where there is no GPU.
+class Unit(NamedTuple):
+    """``work``, given all that has been found before, gives what it finds; ``line`` is what there is to say of it where
+    it cannot, with a note. It is left out once the suite has run ``until`` so many seconds.
     """
-    backends.get("cuda")
-    start = time.monotonic()
+
+    line: Check | Time | Device
+    work: Callable[[list[Any]], list[Any]]
+    until: float
+
+    def found(self, before, start):
+        """What it finds, or why it finds nothing."""
+        if time.monotonic() > start + self.until:
+            return [replace(self.line, note=LEFT_OUT)]
+        try:
+            return self.work(before)
+        except Exception as failure:
+            return [replace(self.line, note=failed(failure))]
+
+
+def units(shapes=GPU_SHAPES, option_shape=OPTION_SHAPE, dtypes=DTYPES, checked=None, seconds=SECONDS):
+    """Every `Unit`, in order."""
+    yield Unit(Device(), lambda before: [_device()], seconds)
+    for problem, check in gpu_checks.each() if checked is None else checked:
+        yield Unit(Check(problem), functools.partial(_checked, check), min(_CHECKING, seconds))
+    about = gpu_times.ASKED_SHAPE, gpu_times.ASKED_DTYPE, gpu_bars.HOST
+    yield Unit(Time("", *about), lambda before: gpu_times.time_asking(runner().machine), seconds)
+    for dtype in dtypes:
+        for label, named in gpu_times.options_of(option_shape[1]).items():
+            yield _timed(option_shape, dtype, label, seconds, **named)
+    for shape in shapes:
+        for dtype in dtypes:
+            yield _timed(shape, dtype, gpu_bars.OURS, seconds)
+    for shape in shapes:
+        for dtype in dtypes:
+            for peer in gpu_peers.NAMES:
+                work = functools.partial(_peer, peer, shape, dtype)
+                yield Unit(Time("", shape, dtype, peer), work, seconds)
+
+
+def is_well():
+    """Whether the device still does what it is asked: after an access that it refuses it does nothing any more."""
+    machine = runner().machine
+    try:
+        with machine.current():
+            machine.wait(machine.stream_of(0))
+    except Exception:
+        return False
+    return True
+
+
+def _device():
+    machine = runner().machine
+    return Device(machine.name, machine.architecture, tuple(_versions()))
+
+
+def _versions():
+    for name in _SOFTWARE:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
+
+
+def _checked(check, before):
     machine = runner().machine
     machine.checked = True
     try:
-        yield from _checks(gpu_checks.each() if checked is None else checked, start + min(_CHECKING, seconds))
+        return [check()]
     finally:
         machine.checked = False
-    yield from _times(shapes, option_shape, dtypes, start + seconds)
 
 
-def _checks(each, until):
-    for problem, check in each:
-        if time.monotonic() > until:
-            yield Check(problem, note=LEFT_OUT)
-            continue
-        try:
-            yield check()
-        except Exception as failure:
-            yield Check(problem, note=failed(failure))
+def _timed(shape, dtype, label, seconds, **named):
+    def work(before):
+        return gpu_times.time_calls(runner().machine, shape, dtype, label, **named)
+
+    return Unit(Time("", shape, dtype, label), work, seconds)
 
 
-def _times(shapes, option_shape, dtypes, until):
-    machine = runner().machine
-
-    def ours(shape, dtype, label, **named):
-        """Times of ours, and seconds of a copy; None where there is none."""
-        if time.monotonic() > until:
-            return [Time("", shape, dtype, label, note=LEFT_OUT)], None
-        try:
-            return gpu_times.time_calls(machine, shape, dtype, label, **named)
-        except Exception as failure:  # out of memory, say
-            return [Time("", shape, dtype, label, note=failed(failure))], None
-
-    yield from _asking(machine, until)
-    for dtype in dtypes:
-        for label, named in gpu_times.options_of(option_shape[1]).items():
-            yield from ours(option_shape, dtype, label, **named)[0]
-    copies = {}
-    for shape in shapes:
-        for dtype in dtypes:
-            times, copies[shape, dtype] = ours(shape, dtype, gpu_bars.OURS)
-            yield from times
-    for (shape, dtype), copied in copies.items():
-        for peer in gpu_peers.NAMES if copied is not None else ():
-            if time.monotonic() > until:
-                yield Time("", shape, dtype, peer, note=LEFT_OUT)
-            else:
-                yield from gpu_peers.time_peer(peer, shape, dtype, copied)
-
-
-def _asking(machine, until):
-    about = gpu_times.ASKED_SHAPE, gpu_times.ASKED_DTYPE, gpu_bars.HOST
-    if time.monotonic() > until:
-        return [Time("", *about, note=LEFT_OUT)]
-    try:
-        return gpu_times.time_asking(machine)
-    except Exception as failure:
-        return [Time("", *about, note=failed(failure))]
+def _peer(peer, shape, dtype, before):
+    """Beside a copy that has been timed; without one there is nothing to compare with."""
+    copy = gpu_bars.COPY, shape, dtype
+    for one in before:
+        if isinstance(one, Time) and one.seconds and (one.operation, one.shape, one.dtype) == copy:
+            return gpu_peers.time_peer(peer, shape, dtype, one.seconds.median)
+    return []
 
 
 def record(found):
-    """What the JSON file says of checks and times."""
-    machine, times = runner().machine, [one for one in found if isinstance(one, Time)]
+    """What the JSON file says of all that was found."""
+    times = [one for one in found if isinstance(one, Time)]
+    device = next((one for one in found if isinstance(one, Device)), Device(note="not known"))
     bars = list(gpu_bars.of(times))
     return {
         "date": datetime.date.today().isoformat(),
-        "device": machine.name,
-        "compute_capability": list(machine.architecture),
+        "device": device.name or device.note,
+        "compute_capability": list(device.architecture),
+        "software": dict(device.software),
         "fastxent": fastxent.__version__,
         "checks": [_as_dict(one) for one in found if isinstance(one, Check)],
         "times": [asdict(one) for one in times],

@@ -7,7 +7,7 @@ from fastxent.bench import report
 from fastxent.bench.gpu_record import Time
 from fastxent.bench.record import lengths
 
-OURS, LOSS, GRADIENT, IN_PLACE = "fastxent", "loss", "loss and gradient", "loss and gradient in place"
+OURS, COPY, LOSS, GRADIENT, IN_PLACE = "fastxent", "copy", "loss", "loss and gradient", "loss and gradient in place"
 HOST = "fastxent, the host's part"
 # shares of a copy's speed: of problems of a gigabyte and more, of short rows of as many bytes, of few rows
 _OF_LARGE, _OF_SHORT_ROWS, _OF_FEW_ROWS = {LOSS: 0.92, GRADIENT: 0.90, IN_PLACE: 0.90}, 0.80, 0.50

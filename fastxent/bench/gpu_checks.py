@@ -13,16 +13,18 @@ import numpy as np
 import fastxent
 from fastxent import backends, checks, shards
 from fastxent.backends.cuda.scheduler import NONSENSE
-from fastxent.bench import checking, exact, gpu_tensors, gpu_times
+from fastxent.bench import exact, gpu_tensors
 from fastxent.bench.cases import Case
+from fastxent.bench.gpu_problem import Problem
 from fastxent.bench.gpu_record import Check
 
 _ROWS = 5
 # rows of eight threads, of a warp, of two and of eight, of a few strips and of many, with ragged ends: in the widest
 # format each is a step further; and of more strips than wait for each other
 CLASSES, MANY_CLASSES = (40, 601, 3001, 12_289, 50_257, 300_001), 2_200_001
-# several groups of rows that are summed together; and more than 2^31 logits, in rows that begin anywhere
-MANY_ROWS, LARGE = 3000, (16_500, 131_073)
+# several groups of rows that are summed together, each of several rows; and more than 2^31 logits, in rows that begin
+# anywhere
+MANY_ROWS, LARGE = 10_000, (16_500, 131_073)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "smoothing": {"label_smoothing": 0.1},
@@ -41,7 +43,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "sparse": {"targets": "sparse", "label_smoothing": 0.1},
 }
-_SOFTCAP = 1e-5  # what a softcap adds to both promises: tanh and its slope at a rounded argument
 
 
 def each(dtypes=checks.DTYPES, classes=CLASSES, seed=None, many=True, large=LARGE):
@@ -81,7 +82,7 @@ def of_options(dtype, classes, name, fresh):
         out = np.full(logits.shape, np.nan, kind)
         got = fastxent.cross_entropy_with_grad(logits, targets, out=out, backend="cuda", **options)
         scale = None if name == "plain" else np.abs(wanted[1]).max(axis=1, keepdims=True)  # options add and subtract
-        more = _SOFTCAP if "softcap" in options else 0.0
+        more = exact.SOFTCAP if "softcap" in options else 0.0
         figures += exact.loss_and_gradient(got, wanted, dtype, f"gradient in {kind}", scale, more)
     if not isinstance(targets, tuple):
         figures += _of_placed(logits, targets, options, wanted, scale, more)
@@ -147,38 +148,16 @@ def of_many_rows(dtype, classes, fresh):
 
 
 def of_large(dtype, shape):
-    """The first rows, the last and those about logit 2^31 of arrays that are on the device."""
+    """Some rows of arrays that are on the device: the first, the last and those about logit 2^31 among them."""
     from fastxent.backends.cuda.run import runner
 
-    machine, (rows, classes) = runner().machine, shape
-    step, middle = classes * dtype.itemsize, min(2**31 // classes, rows - 2)
-    some = sorted({0, 1, middle, middle + 1, rows - 2, rows - 1})
+    machine = runner().machine
     with machine.current():
-        problem = gpu_times.Problem(machine, shape, dtype)
+        problem = Problem(machine, shape, dtype)
         try:
-
-            def row(address, i):
-                values = np.empty(classes, dtype)
-                machine.copy_to_host(problem.stream, values, address + i * step)
-                machine.wait(problem.stream)
-                return values
-
-            poison = _placed(np.full(classes, np.nan, dtype))
-            for i in some:
-                machine.copy(problem.stream, poison.address, problem.out.address + i * step, step)
-            losses, _ = fastxent.cross_entropy_with_grad(
-                problem.logits, problem.targets, reduction="none", out=problem.out
-            )
-            logits, gradient = (
-                np.stack([row(array.address, i) for i in some]) for array in (problem.logits, problem.out)
-            )
-            found = _fetched(losses)[some], gradient
+            return _check_of(shape, dtype, "some rows", problem.figures())
         finally:
             problem.release()
-    wanted = fastxent.cross_entropy_with_grad(
-        logits.astype(float), problem.indices[some], reduction="none", backend="reference"
-    )
-    return _check_of(shape, dtype, "some rows", exact.loss_and_gradient(found, wanted, dtype))
 
 
 def _of_shape(shape, dtype, name):
@@ -194,10 +173,7 @@ def _check(dtype, classes, name, figures):
 
 
 def _check_of(shape, dtype, name, figures):
-    errors: dict[str, float] = {}
-    for figure, *found in figures:
-        errors[figure] = max(errors.get(figure, 0.0), checking.units(*found))
-    return Check(_of_shape(shape, dtype, name), tuple(errors.items()))
+    return Check.of(_of_shape(shape, dtype, name), figures)
 
 
 def _both(function, logits, *arguments, **options):

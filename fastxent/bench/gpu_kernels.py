@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from fastxent.backends.cuda import compiler, simulated
 from fastxent.backends.cuda.layout import GPU
-from fastxent.bench import gpu, gpu_checks, gpu_times
+from fastxent.bench import gpu, gpu_checks, gpu_problem, gpu_times
 from fastxent.bench.cases import GPU_SHAPES
 
 TOGETHER = 16  # blocks that may wait for each other on a GPU of 132 multiprocessors
@@ -51,6 +51,7 @@ def _ask(architecture, together):
     os.environ["FASTXENT_CUDA_SIMULATED"] = "1"
     machine = Asked(architecture, together)
     simulated.Machine = lambda: machine  # type: ignore[assignment, misc]
+    gpu_problem.READ = _ROWS, gpu_problem.READ[1]
     warnings.simplefilter("ignore")  # of figures that no kernel has computed
     for _, check in gpu_checks.each(seed=0, large=None):  # whose kernels are those of what is timed
         check()

@@ -10,11 +10,13 @@ import numpy as np
 
 from fastxent.backends.cuda.layout import GPU
 from fastxent.bench import checking, exact
+from fastxent.bench.gpu_problem import AHEAD, READ
 from fastxent.bench.gpu_record import Time, failed
-from fastxent.bench.gpu_times import AHEAD
 from fastxent.bench.record import Seconds
 
 _ROUNDS, _WARM = 10, 3
+_CHECKED = 1 << 20  # logits
+_TIMES_AHEAD = 4  # what is written ahead of a call is written so often: autograd takes the host longer than ours
 
 
 class _AbsentError(Exception):
@@ -145,12 +147,17 @@ def _of_tensors(torch, name, shape, dtype, device, timed):
         return peer.gradient(logits, targets)
 
     restore()
-    some = torch.as_tensor(exact.some_rows(shape[0]), device=device)
+    some = torch.as_tensor(_some_rows(shape), device=device)
     of_some = peer.loss(kept[some], targets[some])
     of_each = 1 if peer.of_sum else shape[0]
     given, found = (array.double().cpu().numpy() for array in (kept[some], gradient()[some] * of_each))
     wrong = how_wrong(given, found, targets[some].cpu().numpy(), float(of_some), dtype)
     return wrong or {"loss": timed(loss, restore), "loss and gradient": timed(gradient, restore)}
+
+
+def _some_rows(shape):
+    """The last of those that are judged elsewhere, of fewer logits than take seconds."""
+    return exact.some_rows(shape[0])[-max(4, _CHECKED // shape[1]) :]
 
 
 def how_wrong(logits, gradient, targets, mean, dtype):
@@ -168,11 +175,14 @@ def _note(worst, dtype):
 
 def _timed_by_torch(torch):
     ahead = torch.empty(AHEAD * GPU.launch, dtype=torch.uint8, device="cuda")
+    read = torch.zeros(READ, dtype=torch.bfloat16, device="cuda")
 
     def seconds(body, restore):
         restore()
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        ahead.zero_()
+        for _ in range(_TIMES_AHEAD):
+            ahead.zero_()
+        read.sum()
         first.record()
         body()
         last.record()
@@ -191,6 +201,13 @@ def _with_cupy(shape, dtype):
 
     if dtype != "float32":
         raise _AbsentError(f"cupy has no {dtype}")
+    try:
+        return _of_cupy_arrays(cupy, shape, dtype)
+    finally:
+        cupy.get_default_memory_pool().free_all_blocks()  # gigabytes that the next peer wants
+
+
+def _of_cupy_arrays(cupy, shape, dtype):
     logits = 4 * cupy.random.standard_normal(shape, dtype=cupy.float32)
     targets, each = cupy.random.randint(0, shape[1], shape[0]), cupy.arange(shape[0])
 
@@ -198,15 +215,18 @@ def _with_cupy(shape, dtype):
         peak = logits.max(axis=1, keepdims=True)
         return cupy.log(cupy.exp(logits - peak).sum(axis=1)) - (logits[each, targets] - peak[:, 0])
 
-    some = exact.some_rows(shape[0])
+    some = _some_rows(shape)
     wanted, _ = exact.losses_and_gradient(logits[some].get(), targets[some].get())
     worst, _ = checking.errors(losses()[some].get(), wanted, 1.0)
     if note := _note(worst, dtype):
         return note
-    samples, ahead = [], cupy.empty(AHEAD * GPU.launch, cupy.uint8)
+    samples = []
+    ahead, read = cupy.empty(AHEAD * GPU.launch, cupy.uint8), cupy.zeros(READ, cupy.float16)
     for _ in range(_WARM + _ROUNDS):
         first, last = cupy.cuda.Event(), cupy.cuda.Event()
-        ahead.fill(0)
+        for _ in range(_TIMES_AHEAD):
+            ahead.fill(0)
+        read.sum()
         first.record()
         losses()
         last.record()

@@ -2,10 +2,23 @@
 
 from dataclasses import dataclass
 
-from fastxent.bench import report
+from fastxent.bench import checking, report
 from fastxent.bench.record import Seconds, lengths
 
 LEFT_OUT = "left out: the suite has had its minutes"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device, and versions of what uses it; nothing but a note where it is not known."""
+
+    name: str = ""
+    architecture: tuple[int, ...] = ()
+    software: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+
+    def __str__(self):
+        return self.name or f"the device: {self.note}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +28,14 @@ class Check:
     problem: str
     errors: tuple[tuple[str, float], ...] = ()
     note: str = ""
+
+    @classmethod
+    def of(cls, problem, figures):
+        """Of figures: a name, what was got, what is wanted, what is promised, and of what."""
+        errors: dict[str, float] = {}
+        for figure, *found in figures:
+            errors[figure] = max(errors.get(figure, 0.0), checking.units(*found))
+        return cls(problem, tuple(errors.items()))
 
     @property
     def worst(self):

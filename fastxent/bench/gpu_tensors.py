@@ -16,7 +16,7 @@ def torch_of_the_device():
     """torch, where it has a GPU."""
     try:
         import torch
-    except (ImportError, OSError):  # or a library that it loads
+    except Exception:  # whatever keeps it, or a library that it loads, from being there
         return None
     return torch if torch.cuda.is_available() else None
 

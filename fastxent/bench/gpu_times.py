@@ -1,107 +1,22 @@
 """Our calls against the clock of a GPU, on arrays that are on the device; the ceiling is a copy within its memory."""
 
+import functools
 import time
 from typing import Any
 
 import numpy as np
 
 import fastxent
-from fastxent import checks
 from fastxent.bench import gpu_tensors
-from fastxent.bench.gpu_bars import GRADIENT, HOST, IN_PLACE, LOSS
-from fastxent.bench.gpu_record import Time
-from fastxent.bench.record import Seconds
-from fastxent.state import IGNORED
+from fastxent.bench.gpu_bars import COPY, GRADIENT, HOST, IN_PLACE, LOSS, OURS
+from fastxent.bench.gpu_problem import Problem
+from fastxent.bench.gpu_record import Check, Time
+from fastxent.bench.record import Seconds, lengths
 
-_ROUNDS, _WARM = 20, 3
-_IGNORE_INDEX = -100
-AHEAD = 16  # launches' bytes, a gigabyte: written first, they take longer than the host needs to ask for a call
+_ROUNDS, _WARM_SECONDS = 20, 0.1  # an idle device's clocks take some time to rise
 # what takes a device less time than the host needs to ask for it
-ASKED_SHAPE, ASKED_DTYPE, _ASKINGS = (64, 1000), "bfloat16", 200
+ASKED_SHAPE, ASKED_DTYPE, _ASKINGS, _UNASKED = (64, 1000), "bfloat16", 200, 3
 _SCORED = 1 << 18  # rows: what kernels leave each other of more would be gigabytes of page-locked memory
-
-
-class Problem:
-    """Logits, targets, options and room for a gradient on the device's default stream, for calls that are timed."""
-
-    def __init__(self, machine, shape, dtype, ignored=0.0, options=None):
-        from fastxent.backends.cuda.arrays import DeviceArray
-        from fastxent.backends.cuda.stream import Slot
-
-        (self.rows, self.classes), self.dtype = shape, np.dtype(dtype)
-        self.machine, self.stream, self.slot = machine, machine.stream_of(0), Slot(machine)
-        self.logits: Any = DeviceArray(machine, 0, shape, self.dtype)
-        self.out: Any = DeviceArray(machine, 0, shape, self.dtype)
-        self.ahead: Any = DeviceArray(machine, 0, (AHEAD * machine.layout.launch,), np.dtype(np.uint8))
-        self.size = self.rows * self.classes * self.dtype.itemsize
-        rng = np.random.default_rng(0)
-        piece = min(self.size, 1 << 26) // self.dtype.itemsize
-        part = self._placed((4 * rng.standard_normal(piece, np.float32)).astype(self.dtype))
-        for start in range(0, self.size, piece * self.dtype.itemsize):
-            length = min(piece * self.dtype.itemsize, self.size - start)
-            machine.copy(self.stream, part.address, self.logits.address + start, length)
-        machine.wait(self.stream)
-        indices = rng.integers(0, self.classes, self.rows)
-        self.indices = np.where(rng.random(self.rows) < ignored, IGNORED, indices)
-        self.targets = self._placed(np.where(self.indices == IGNORED, _IGNORE_INDEX, self.indices))
-        placed = {name: self._placed(value) for name, value in (options or {}).items() if isinstance(value, np.ndarray)}
-        self.options = (options or {}) | placed
-
-    def _placed(self, values) -> Any:
-        from fastxent.backends.cuda.arrays import DeviceArray
-
-        array = DeviceArray(self.machine, 0, values.shape, values.dtype)
-        self.machine.copy_to_device(self.stream, values, array.address)
-        self.machine.wait(self.stream)
-        return array
-
-    def release(self):
-        """Give the device its memory back."""
-        self.machine.wait(self.stream)
-        del self.logits, self.out, self.ahead, self.targets, self.options
-        self.slot.release()
-
-    def scoring(self, top_k):
-        """What scores with the ``top_k`` largest classes ask of the device."""
-        from fastxent.backends.cuda import launches
-        from fastxent.backends.cuda.inputs import kind_of, scaling_of, shares_of
-        from fastxent.backends.cuda.places import Rows
-        from fastxent.backends.cuda.scores import KNOWN, Found, Picked
-
-        slot, scaling, count = self.slot, scaling_of(self.dtype, None, 1.0), self.rows
-        kind = kind_of(slot.machine, self.dtype, self.classes, self.indices, scaling, None)
-        places = slot.upload("targets", self.indices, np.int64), slot.zeros("flag", 1)
-        given = Rows(
-            self.logits.address, self.classes, places[0], count, self.classes, -(-self.classes // kind.strip), places[1]
-        )
-        shares = shares_of(slot, slice(0, count), None, kind, checks.loss_dtype(self.dtype), self.classes)
-        columns = [slot.reserve(f"score {k}", (count,), np.float64) for k in range(len(Found._fields) - 2)]
-        found = Found._make((*columns, slot.reserve("top_ids", (count, top_k), np.int64), top_k))
-        known = slot.reserve("known", (count, KNOWN), np.uint8)
-        picked = Picked(found.top_ids, top_k, slot.reserve("top_log_probs", (count, top_k), np.float64))
-
-        def score():
-            launches.score(slot, kind, given, shares, scaling, found, known)
-            if top_k:
-                launches.log_probs(slot, kind, given, scaling, known, picked)
-
-        return score
-
-    def calls(self):
-        """What is timed, by name, the last of which takes the place of the logits."""
-        copy = {"copy": lambda: self.machine.copy(self.stream, self.logits.address, self.out.address, self.size)}
-        return copy | _calls(self.logits, self.targets, self.out, self.options)
-
-    def seconds(self, body, stream):
-        """`Seconds` of some rounds, after some that warm it: of the device alone, whose caches hold nothing of the last
-        round, as it has other bytes to write while the host asks for the call.
-        """
-        for _ in range(_WARM):
-            body()
-        return Seconds.of([self.machine.seconds(stream, body, lambda: self._keep_busy(stream)) for _ in range(_ROUNDS)])
-
-    def _keep_busy(self, stream):
-        self.machine.clear(stream, self.ahead.address, *self.ahead.shape)
 
 
 def _calls(logits, targets, out, options):
@@ -113,26 +28,66 @@ def _calls(logits, targets, out, options):
     }
 
 
-def time_calls(machine, shape, dtype, label="fastxent", **named):
-    """The times of one shape, beside a copy of the same bytes, and the median seconds of that: the loss, the loss with
-    its gradient, new and in place, and without options scores.
+def time_calls(machine, shape, dtype, label=OURS, **named):
+    """`Time`s of one shape, beside a copy of the same bytes: the loss, the loss with its gradient, new and in place,
+    and without options scores. Then a `Check` of the kernels that were timed; where these are wrong no time is given.
     """
+    about = shape, np.dtype(dtype).name, label
     with machine.current():
         problem = Problem(machine, shape, dtype, **named)
         try:
-            *calls, last = problem.calls().items()
-            seconds = {name: problem.seconds(body, problem.stream) for name, body in calls}
+            calls = {name: (body, problem.stream) for name, body in _calls_of(problem).items()}
             if named.get("options") is None and shape[0] <= _SCORED:
                 for name, top_k in (("score", 0), ("score with top 5", 5)):
-                    seconds[name] = problem.seconds(problem.scoring(top_k), problem.slot.stream)
-            seconds[last[0]] = problem.seconds(last[1], problem.stream)
+                    calls[name] = problem.scoring(top_k), problem.slot.stream
+            seconds = _in_turn(problem, calls)
+            check = Check.of(f"{lengths(shape)} {about[1]}, {label}, as timed", problem.figures())
         finally:
             problem.release()
-    about, copied = (shape, np.dtype(dtype).name, label), seconds.pop("copy").median
+    copied = seconds.pop(COPY)
+    if not check.right:
+        return [check, *(Time(name, *about, note="wrong") for name in seconds)]
     # a copy reads and writes, as a gradient does
-    return [
-        Time.of(name, about, found, copied if "gradient" in name else copied / 2) for name, found in seconds.items()
-    ], copied
+    times = [
+        Time.of(name, about, found, copied.median if "gradient" in name else copied.median / 2)
+        for name, found in seconds.items()
+    ]
+    ceiling = [Time.of(COPY, (*about[:2], COPY), copied, copied.median)] if label == OURS else []
+    return [check, *ceiling, *times]
+
+
+def _calls_of(problem):
+    machine, stream = problem.machine, problem.stream
+    copy = {COPY: lambda: machine.copy(stream, problem.logits.address, problem.out.address, problem.size)}
+    return copy | _calls(problem.logits, problem.targets, problem.out, problem.options)
+
+
+def _in_turn(problem, calls):
+    """`Seconds` of each call, a body and a stream, in rounds of all of them, so that what drifts is the same for all:
+    of the device alone, whose caches hold nothing of the call before.
+    """
+    machine = problem.machine
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for body, _ in calls.values():
+        body()
+    machine.wait(problem.stream)
+    problem.restore()
+    warm = time.perf_counter() + _WARM_SECONDS
+    while time.perf_counter() < warm:
+        calls[COPY][0]()
+        machine.wait(problem.stream)
+    for _ in range(_ROUNDS):
+        for name, (body, stream) in calls.items():
+            samples[name].append(machine.seconds(stream, body, functools.partial(_get_ready, problem, stream)))
+            if name == IN_PLACE:
+                problem.restore()
+    return {name: Seconds.of(found) for name, found in samples.items()}
+
+
+def _get_ready(problem, stream):
+    problem.keep_busy()
+    if stream != problem.stream:
+        problem.machine.follow(stream, 0)
 
 
 def time_asking(machine):
@@ -160,7 +115,7 @@ def _seconds_to_ask(problem, body):
         body()
         samples.append(time.perf_counter() - start)
     problem.machine.wait(problem.stream)
-    return Seconds.of(samples[_WARM:])
+    return Seconds.of(samples[_UNASKED:])
 
 
 def _in_torch(problem):

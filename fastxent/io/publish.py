@@ -3,6 +3,7 @@
 Records are written in pieces of a fixed number of bytes, so the same records always make the same file.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -75,6 +76,18 @@ FORMATS = (".npy", *WRITERS)
 def is_store(path):
     """Whether this folder is a zarr store, and so may give way to one."""
     return (path / "zarr.json").is_file()
+
+
+def write_text(path, text):
+    """A file that has all of a text, or what it had before."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, "utf-8", "backslashreplace")
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def rename(new, path, replace):
