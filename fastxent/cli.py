@@ -371,7 +371,7 @@ def warmup(dtypes, backend, every_option, suite, architecture):
         for dtype, number, anew in compile_all(dtypes or [str(dtype) for dtype in DTYPES], **of_cuda):
             total, compiled = total + number, compiled + anew
             click.echo(f"{dtype}: {number} kernels, {anew} compiled now")
-    except (OSError, backends.BackendUnavailableError) as error:
+    except (OSError, RuntimeError) as error:  # no folder, no compilers, or what these say
         raise runs.RunError(str(error)) from error
     except ValueError as error:
         raise BadInput(str(error)) from error

@@ -14,7 +14,7 @@ import pytest
 import fastxent
 from fastxent import checks
 from fastxent.backends.cuda import calls, device, dlpack, lent, run, scratch, simulated
-from fastxent.backends.cuda.arrays import DeviceArray
+from fastxent.backends.cuda.arrays import DeviceArray, _Interface
 from fastxent.bench.cases import Case
 
 STREAM = 7
@@ -400,6 +400,26 @@ class TestDLPack:
             machine.events.clear()
             array.__dlpack__(stream=stream)
             assert list(machine.events) == asked
+
+    def test_memory_is_given_back_after_who_has_taken_it(self):
+        """Who reads on a stream of its own may let go of an array before the device has read it."""
+        machine = run.runner().machine
+        array = fastxent.logsumexp(Array(np.zeros((2, 3), np.float32)))
+        for stream in (None, STREAM, -1, 9, 9, 8):
+            array.__dlpack__(stream=stream)
+        address = array.address
+        machine.captured.add(8)  # what waits for a captured stream would be captured too
+        machine.events.clear()
+        del array
+        machine.captured.clear()
+        assert sorted(machine.events) == [(STREAM, "after 0"), (STREAM, "after 9")]
+        assert address not in machine._memory
+
+    def test_a_stream_is_there_as_long_as_what_is_written_on_it(self):
+        given = Array(np.zeros((2, 3), np.float32))
+        array = fastxent.logsumexp(given)
+        assert array.held is given.stream
+        assert _Interface(given.machine).empty(array, (1,), np.float32).held is given.stream
 
     def test_what_is_refused(self):
         array = fastxent.logsumexp(Array(np.zeros((2, 3), np.float32)))

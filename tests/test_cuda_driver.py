@@ -23,7 +23,7 @@ def test_every_name_of_the_driver_is_there():
     chains = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     drivers = "driver", "self._driver"
     asked = {node.attr for node in chains if ast.unparse(node.value) in drivers}
-    assert {"cuMemHostAlloc", "cuMemAllocAsync", "cuCtxPushCurrent"} <= asked
+    assert {"cuMemHostAlloc", "cuMemAllocFromPoolAsync", "cuCtxPushCurrent"} <= asked
     assert [name for name in sorted(asked) if not hasattr(driver, name)] == []
     members = [
         (node.value.attr, node.attr) for node in chains
@@ -47,6 +47,10 @@ def test_every_name_of_cuda_core_is_there():
     ("found", "reason"),
     [
         ({"cuInit": 100}, "the NVIDIA driver finds no GPU it can use (CUDA_ERROR_NO_DEVICE)"),
+        (
+            {"cuDriverGetVersion": 11_080},
+            "the NVIDIA driver knows CUDA 11, the packages are of 13: pip install fastxent[cuda12]",
+        ),
         ({"cuDeviceGetCount": 0}, "the NVIDIA driver finds no GPU"),
         ({"cuDeviceGetAttribute": 7}, "the first GPU has compute capability 7.7; kernels need 8.0"),
         ({}, None),
@@ -55,6 +59,7 @@ def test_every_name_of_cuda_core_is_there():
 def test_what_a_driver_may_say(monkeypatch, found, reason):
     driver = importlib.import_module("cuda.bindings.driver")
     success, said = driver.CUresult.CUDA_SUCCESS, {"cuDeviceGetCount": 1, "cuDeviceGet": 0, "cuDeviceGetAttribute": 9}
+    said["cuDriverGetVersion"] = 13_000
     for name, value in (said | found).items():
         monkeypatch.setattr(driver, name, lambda *about, value=value: (success, value))
     monkeypatch.setattr(driver, "cuInit", lambda flags: (driver.CUresult(found.get("cuInit", 0)),))

@@ -15,7 +15,7 @@ import fastxent
 from fastxent import rowmath
 from fastxent.backends import cuda, reference
 from fastxent.backends.cpu import cache as cpu_cache
-from fastxent.backends.cuda import compiler, counts, elements, gradients, losses, run, scores, simulated, states
+from fastxent.backends.cuda import compiler, counts, elements, gradients, losses, run, scores, simulated, states, warmup
 from fastxent.backends.cuda import rows as rows_of_kernels
 from fastxent.backends.cuda.arrays import DeviceArray
 from fastxent.backends.cuda.resident import DeviceRows
@@ -376,7 +376,7 @@ def test_a_target_out_of_range_is_flagged_and_not_read(monkeypatch):
 
 def test_kept_machine_code_is_named_after_the_sources(monkeypatch, tmp_path):
     """No kernel outlives an edit of what it is made of."""
-    monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path)
+    monkeypatch.setenv("FASTXENT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compiler, "compile_code", lambda code: b"made")
     kind = simulated.SIMULATED.kind("float32", 4, False, "none", False)
     asked = compiler.Code("binary", kind, None, "", "verb", (9, 0))
@@ -387,20 +387,21 @@ def test_kept_machine_code_is_named_after_the_sources(monkeypatch, tmp_path):
         compiler._digest_of_sources.cache_clear()
         for _ in range(2):
             assert compiler.machine_code(asked) == b"made"
-        names.append({file.name for file in tmp_path.glob("*.cubin")})
+        names.append(set(tmp_path.rglob("*.cubin")))
     compiler._digest_of_sources.cache_clear()
     assert [len(found) for found in names] == [1, 2]
 
 
 def test_where_nothing_can_be_compiled_what_others_have_compiled_is_taken(monkeypatch, tmp_path):
     """Of other versions of the compilers; where one can compile, it compiles anew."""
-    monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "folder", lambda: tmp_path)
     kind = simulated.SIMULATED.kind("float32", 4, False, "none", False)
     asked = compiler.Code("binary", kind, None, "", "verb", (9, 0))
     for installed, made in ((["numba 1"], b"elsewhere"), ([], None), (["numba 2"], b"here")):
         monkeypatch.setattr(compiler, "_compilers", lambda installed=installed: (installed, bool(installed)))
         monkeypatch.setattr(compiler, "compile_code", {asked: made}.get)
         assert compiler.machine_code(asked) == (made or b"elsewhere")
+        assert not warmup.keep(asked)
     assert sorted(file.read_bytes() for file in tmp_path.iterdir()) == [b"elsewhere", b"here"]
 
 
@@ -414,7 +415,7 @@ def test_what_cannot_be_compiled_is_one_sentence(monkeypatch):
 
 
 def test_machine_code_that_cannot_be_kept_leaves_nothing_behind(monkeypatch, tmp_path):
-    monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "folder", lambda: tmp_path)
     monkeypatch.setattr(compiler, "compile_code", lambda code: b"made")
     kind = simulated.SIMULATED.kind("float32", 4, False, "none", False)
     asked = compiler.Code("binary", kind, None, "", "verb", (9, 0))
@@ -424,7 +425,7 @@ def test_machine_code_that_cannot_be_kept_leaves_nothing_behind(monkeypatch, tmp
 
 
 def test_machine_code_is_named_after_what_kernels_are_made_of_and_nothing_else():
-    """The files that the compiler imports, here or by another; the others of the package name the folder."""
+    """The files that the compiler imports, here or by another."""
     here, root = Path(compiler.__file__).parent, Path(fastxent.__file__).parents[1]
     found, left = set(), [Path(compiler.__file__)]
     while left:
@@ -437,8 +438,26 @@ def test_machine_code_is_named_after_what_kernels_are_made_of_and_nothing_else()
                     submodule = module / f"{name.name}.py"
                     imported = submodule if submodule.exists() else module.with_suffix(".py")
                     left += [imported] * (imported.parent == here and imported not in found)
-                    assert imported.parent == here or imported in cpu_cache.sources(), f"{source.name} imports {name}"
+                    if imported.parent != here and imported != Path(cpu_cache.__file__):
+                        assert imported in compiler.sources(), f"{source.name} imports {name}"
+                        found.add(imported)
     assert sorted(found) == compiler.sources()
+
+
+def test_machine_code_is_found_whatever_compiled_kernels_for_the_cpu(monkeypatch, tmp_path):
+    """On a machine that has other versions: what is carried there was compiled elsewhere."""
+    monkeypatch.setenv("FASTXENT_CACHE_DIR", str(tmp_path))
+    cpu_cache.folder.cache_clear()
+    try:
+        place, of_cpu = compiler.folder(), cpu_cache.folder()
+        monkeypatch.setattr(cpu_cache.numba, "__version__", "another")
+        cpu_cache.folder.cache_clear()
+        assert compiler.folder() == place
+        assert place.parent == of_cpu.parent == cpu_cache.folder().parent
+        assert len({place, of_cpu, cpu_cache.folder()}) == 3
+    finally:
+        monkeypatch.undo()
+        cpu_cache.folder.cache_clear()
 
 
 def test_numpy_without_a_name_that_numba_cuda_uses(monkeypatch):

@@ -169,7 +169,7 @@ def compilers(monkeypatch, tmp_path):
     """What is compiled, by threads that make nothing of it, into a folder."""
     compiled = []
     monkeypatch.setattr(compiler, "compile_code", lambda code: compiled.append(code) or b"made")
-    monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "folder", lambda: tmp_path)
     monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(warmup, "_architectures", lambda: [SM_90, (10, 0)])
     return compiled
@@ -217,7 +217,7 @@ class TestCompiling:
 
     @pytest.mark.usefixtures("compilers")
     def test_what_is_not_kept_is_an_error(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(compiler.cache, "folder", lambda: tmp_path / "gone")
+        monkeypatch.setattr(compiler, "folder", lambda: tmp_path / "gone")
         with pytest.raises(OSError, match=r"kernels cannot be kept in .*gone"):
             list(warmup.compile_all(["float32"], SM_90))
 

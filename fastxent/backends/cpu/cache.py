@@ -26,18 +26,18 @@ _NO_KERNELS = "__init__.py", "warmup.py"  # of this folder: they call kernels, a
 _KEPT_FOR = 30 * 24 * 3600  # seconds without a change after which another version's kernels go
 
 
-def path():
-    """Where this version's kernels belong; RuntimeError without a home."""
+def path(version=None):
+    """Where the kernels of a version belong, of this one of the CPU's by default; RuntimeError without a home."""
     root = os.environ.get("FASTXENT_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "fastxent" / _digest()
+    return base / "fastxent" / (version or _digest())
 
 
 @functools.cache
-def folder():
-    """The folder of this version's kernels, or None where there is none to read or write."""
+def folder(version=None):
+    """The folder of a version's kernels, see `path`, or None where there is none to read or write."""
     try:
-        kernels = path()
+        kernels = path(version)
         if not kernels.exists():
             kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
             _remove_old(kernels.parent)

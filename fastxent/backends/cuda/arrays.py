@@ -4,6 +4,7 @@ torch and cupy are asked in their own words, where that is quick; anything else 
 interface. Nothing here imports a framework, copies or waits.
 """
 
+import contextlib
 import functools
 import math
 import sys
@@ -37,13 +38,16 @@ class DeviceArray:
     dtype : dtype
     stream : int
         The one its numbers are being written on: whoever reads them waits for that.
+    held : object
+        Whatever that stream is there for as long as.
     """
 
     device = 0
 
-    def __init__(self, machine, handle, shape, dtype):
+    def __init__(self, machine, handle, shape, dtype, held=None):
         self.shape, self.dtype, self.stream = tuple(shape), np.dtype(dtype), handle
         self.steps = in_c_order(self.shape, self.dtype.itemsize)
+        self.held, self._readers = held, set()
         self._machine, stream = machine, machine.stream_of(handle)
         with machine.current():
             refuse_capture(machine, stream)
@@ -52,9 +56,16 @@ class DeviceArray:
             machine.spoil(stream, self.address, size)
 
     def __del__(self):
-        if hasattr(self, "address"):
-            with self._machine.current():
-                self._machine.give(self._machine.stream_of(self.stream), self.address)
+        """Who has taken a capsule reads on the stream that it was taken for, and may let go of it before."""
+        if not hasattr(self, "address") or sys.is_finalizing():
+            return
+        machine, stream = self._machine, self._machine.stream_of(self.stream)
+        with machine.current():
+            for handle in self._readers:
+                with contextlib.suppress(RuntimeError):  # it is there no more
+                    if not machine.is_capturing(machine.stream_of(handle)):
+                        machine.follow(stream, handle)
+            machine.give(stream, self.address)
 
     @property
     def __cuda_array_interface__(self):
@@ -81,6 +92,7 @@ class DeviceArray:
         if handle not in (-1, self.stream):
             with self._machine.current():
                 self._machine.follow(self._machine.stream_of(handle), self.stream)
+            self._readers.add(handle)
         return capsule
 
 
@@ -121,7 +133,8 @@ class _Interface:
         return 0 if handle == 1 else handle  # the default stream goes by both
 
     def empty(self, array, shape, dtype):
-        return DeviceArray(self._machine, self.stream(array), shape, dtype)
+        held = getattr(array, "held", None) or getattr(array, "stream", None)  # numba's arrays have theirs
+        return DeviceArray(self._machine, self.stream(array), shape, dtype, held)
 
 
 class _Torch:

@@ -1,7 +1,7 @@
 """From a kernel in Python to machine code of one architecture, kept on disk. No device and no driver is needed.
 
 Numba-cuda makes LTO-IR, nvJitLink machine code (asked for PTX instead, it needs a third more registers). What is kept
-is named after everything it was made from: the kind of kernel, the architecture and these sources; and the versions of
+is named after everything it was made from: the sources, the kind of kernel and the architecture; and the versions of
 the compilers. Where a compiler is missing, what others have made of the same sources is taken.
 """
 
@@ -92,13 +92,21 @@ def repair_numpy():
 
 
 def sources():
-    """The files a kernel is made of, but for those that name the folder it is kept in."""
-    return sorted(source for source in Path(__file__).parent.glob("*.py") if source.name not in _NO_KERNELS)
+    """The files a kernel is made of."""
+    here = Path(__file__).parent
+    ours = (source for source in here.glob("*.py") if source.name not in _NO_KERNELS)
+    return sorted([*ours, here.parents[1] / "rowmath.py", here.parents[1] / "state.py"])
 
 
 @functools.cache
 def _digest_of_sources():
-    return " ".join(hashlib.sha256(source.read_bytes()).hexdigest() for source in sources())
+    each = " ".join(hashlib.sha256(source.read_bytes()).hexdigest() for source in sources())
+    return hashlib.sha256(each.encode()).hexdigest()
+
+
+def folder():
+    """Where the kernels of these sources are kept, whoever compiled them; None where there is no such place."""
+    return cache.folder(_digest_of_sources()[:16])
 
 
 @functools.cache
@@ -223,18 +231,13 @@ def entry_of(cubin):
 
 def file_of(code):
     """Where a kernel's machine code is kept; None where there is no folder for it."""
-    folder, (versions, _) = cache.folder(), _compilers()
-    made_of, makers = (
-        hashlib.sha256(words.encode()).hexdigest() for words in (f"{_digest_of_sources()} {code}", " ".join(versions))
-    )
-    return folder and folder / f"{code.name}-{code.kind.form}-{made_of[:32]}-{makers[:8]}.cubin"
+    place, (versions, _) = folder(), _compilers()
+    made_of, makers = (hashlib.sha256(words.encode()).hexdigest() for words in (str(code), " ".join(versions)))
+    return place and place / f"{code.name}-{code.kind.form}-{made_of[:32]}-{makers[:8]}.cubin"
 
 
-def machine_code(code):
-    """`compile_code`, from the disk where it has been kept before."""
-    file = file_of(code)
-    if file is None:
-        return compile_code(code)
+def kept(file):
+    """What a file holds of a kernel; where nothing can be compiled, what others have compiled; None for nothing."""
     with contextlib.suppress(OSError):
         return file.read_bytes()
     _, can_compile = _compilers()
@@ -243,6 +246,17 @@ def machine_code(code):
         for made_elsewhere in sorted(file.parent.glob(f"{made_of}-*.cubin")):
             with contextlib.suppress(OSError):
                 return made_elsewhere.read_bytes()
+    return None
+
+
+def machine_code(code):
+    """`compile_code`, from the disk where it has been kept before."""
+    file = file_of(code)
+    if file is None:
+        return compile_code(code)
+    found = kept(file)
+    if found is not None:
+        return found
     cubin = compile_code(code)
     with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
         try:

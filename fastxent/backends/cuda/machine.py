@@ -16,6 +16,7 @@ from fastxent.backends.cuda.scheduler import NONSENSE
 
 _GRANULE = 1 << 16  # bytes: small pieces are seldom allocated anew
 _BLOCKS_EACH = 3  # that a multiprocessor holds, of most kernels
+_KEPT = 16  # such a part of the device's memory, at most, of what has been given back
 _STREAMS_AT_ONCE = 8  # that may run kernels whose blocks wait for each other
 
 
@@ -25,6 +26,7 @@ def why_unavailable():
     for package, name in (("numba_cuda", "numba-cuda"), ("cuda.core", "cuda-core"), ("cuda.bindings", "cuda-bindings")):
         if not _is_installed(package):
             return f"the package {name} is not installed: pip install fastxent[cuda13], or [cuda12] for older drivers"
+    import cuda.bindings
     from cuda.bindings import driver
 
     try:
@@ -33,6 +35,9 @@ def why_unavailable():
         return "there is no NVIDIA driver on this machine"
     if error != driver.CUresult.CUDA_SUCCESS:
         return f"the NVIDIA driver finds no GPU it can use ({error.name})"
+    known, of_packages = _checked(driver.cuDriverGetVersion()) // 1000, int(cuda.bindings.__version__.partition(".")[0])
+    if known < of_packages:
+        return f"the NVIDIA driver knows CUDA {known}, the packages are of {of_packages}: pip install fastxent[cuda12]"
     if not _checked(driver.cuDeviceGetCount()):
         return "the NVIDIA driver finds no GPU"
     named = driver.CUdevice_attribute
@@ -94,11 +99,25 @@ class Machine:
         with self.current():
             self._device = Device(0)
             self._device.set_current()
+            self._pool = self._pool_of(driver)
         self.architecture = tuple(self._device.compute_capability)
         self.name = self._device.name
         # blocks that are on the way at once, and those that may wait for each other: one a multiprocessor at least is
         self.at_once = self._device.properties.multiprocessor_count * _BLOCKS_EACH
         self.together = self._device.properties.multiprocessor_count // _STREAMS_AT_ONCE
+
+    def _pool_of(self, driver):
+        """A pool of memory for `take` that keeps some of what is given back: else all of it goes back to the system
+        whenever anybody waits for the device, and the next call waits while it is mapped again.
+        """
+        about = driver.CUmemPoolProps()
+        about.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+        about.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        pool = _checked(driver.cuMemPoolCreate(about))
+        total = _checked(driver.cuDeviceTotalMem(_checked(driver.cuDeviceGet(0))))
+        threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        _checked(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(total // _KEPT)))
+        return pool
 
     def current(self):
         """A context manager within which this thread speaks to the GPU; it may stand within itself."""
@@ -214,7 +233,7 @@ class Machine:
         """So many bytes, or some more, of the device's memory from a stream's turn on; nothing waits."""
         from cuda.bindings import driver
 
-        return int(_checked(driver.cuMemAllocAsync(self.roomy(size), int(stream.handle))))
+        return int(_checked(driver.cuMemAllocFromPoolAsync(self.roomy(size), self._pool, int(stream.handle))))
 
     def take_zeros(self, stream, size):
         """The same, of zeros."""

@@ -11,7 +11,6 @@ import numba
 
 from fastxent import checks
 from fastxent.backends import BackendUnavailableError
-from fastxent.backends.cpu import cache
 from fastxent.backends.cuda import compiler
 from fastxent.backends.cuda.forms import FORMS
 from fastxent.backends.cuda.layout import GPU
@@ -103,7 +102,7 @@ def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False, cho
         If there are no kernels for the architecture.
     """
     supported = _architectures()
-    if cache.folder() is None:
+    if compiler.folder() is None:
         raise OSError("no folder can be written to keep kernels in; FASTXENT_CACHE_DIR names one")
     architecture = architecture or runner().machine.architecture
     if architecture not in supported:
@@ -140,7 +139,7 @@ def _keep_all(codes):
 def keep(code):
     """Compile a kernel unless it has been kept; whether it had to be."""
     file = compiler.file_of(code)
-    if file.exists():
+    if compiler.kept(file) is not None:
         return False
     compiler.machine_code(code)
     if not file.exists():
