@@ -36,7 +36,8 @@ def _of_one_process(listed, is_well, patience, start, done, before):
     """What its pieces find, those behind the first ``done``; at the end of all None."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, listed, is_well, start, done, before), daemon=True)
+    # a daemon could have no processes of its own, which compilers begin
+    process = context.Process(target=_work, args=(theirs, listed, is_well, start, done, before))
     process.start()
     theirs.close()
     line, allowed = None, patience + _BEGINNING
