@@ -34,6 +34,7 @@ COMMON = (
     code("gradient", "bfloat16", written="bfloat16"),
     code("gradient", "bfloat16", SOME, written="bfloat16"),
     code("gradient", "float64", written="float64"),
+    code("gradient", "float64", MORE // 4, written="float64", spread="even"),
     code("shared_gradient", "bfloat16", written="bfloat16"),
     code("strip_sums", "bfloat16", spread="even"),
     code("strip_entries", "float32", written="float32", largest=True, entries="log_softmax"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastxent
-from fastxent import rowmath
+from fastxent import checks, rowmath
 from fastxent.backends import cuda, reference
 from fastxent.backends.cpu import cache as cpu_cache
 from fastxent.backends.cuda import compiler, counts, elements, gradients, losses, run, scores, simulated, states, warmup
@@ -253,7 +253,9 @@ def results(logits, targets, out=None, **named):
     return loss.tobytes(), gradient.tobytes()
 
 
-@pytest.mark.parametrize(("dtype", "classes"), [("float32", 45), ("float32", 1203), ("bfloat16", 301)])
+@pytest.mark.parametrize(
+    ("dtype", "classes"), [("float32", 45), ("float32", 1203), ("bfloat16", 301), ("float64", 301)]
+)
 class TestSameBits:
     @pytest.mark.parametrize("words", ["few", "many"])
     def test_for_any_address(self, dtype, classes, words, monkeypatch):
@@ -290,7 +292,7 @@ class TestSameBits:
         loss, gradient = results(logits, targets)
         for rows in (slice(0, 1), slice(1, 5), [4, 2, 0]):
             got = results(np.ascontiguousarray(logits[rows]), targets[rows])
-            assert got[0] == np.frombuffer(loss, np.float32)[rows].tobytes()
+            assert got[0] == np.frombuffer(loss, checks.loss_dtype(logits.dtype))[rows].tobytes()
             assert got[1] == np.frombuffer(gradient, dtype).reshape(logits.shape)[rows].tobytes()
         kept = logits.copy()
         assert results(kept, targets, out=kept)[1] == gradient

@@ -21,7 +21,7 @@ def build_fetch(ops, kind):
     """
     form, threads = ops.form(kind.form), kind.threads
     load, load_word, stage = build_loads(ops, form), ops.load_word, ops.shared_store_word
-    realigned = form.realigned
+    realigned, itemsize = form.realigned, form.itemsize
     function, int32, int64 = ops.function, ops.int32, ops.int64
 
     @function
@@ -46,6 +46,8 @@ def build_fetch(ops, kind):
             )  # fmt: skip
         # a choice here is one for four words: as the words' own it would be eleven instructions in each
         odd = int32(misplaced & 3)
+        if itemsize == 8:  # a number lies at a multiple of its size
+            return four_put_together(at, int32(8))
         if misplaced < 4:
             return four_put_together(at, odd)
         if misplaced < 8:
