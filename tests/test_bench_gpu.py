@@ -168,6 +168,16 @@ class TestSuite:
         assert len(seen) == 2 * (1 + 2) + 1
         assert len(set(seen)) == 1
 
+    def test_a_score_is_timed_behind_what_keeps_the_device_busy(self):
+        machine = gpu.runner().machine
+        machine.events.clear()
+        gpu_times.time_calls(machine, (1, 70), "float32")
+        events = list(machine.events)
+        behind = [k for k, event in enumerate(events) if event[1] == "after 0"]
+        assert len(behind) == 2 * gpu_times._ROUNDS
+        assert {events[k - 1] for k in behind} == {(0, "statistics")}
+        assert {events[k + 1][0] for k in behind} == {events[k][0] for k in behind}
+
     def test_what_was_found_is_written_whatever_ends_it(self, monkeypatch, tmp_path):
         file, written = tmp_path / "gpu.json", []
 
@@ -212,9 +222,9 @@ class TestSuite:
 def first_pieces():
     """Of work: three that find something, of which one fails; one that hangs, one that ends its process, one more."""
     works = (
-        lambda before: [Check("first", (("loss", 0.5),))],
+        lambda before: [Check("first", (("loss", 0.5),)), Check(f"{os.getpid()}")],
         lambda before: 1 // 0,
-        lambda before: [Check("second", (("found before", float(len(before))),))],
+        lambda before: [Check("second", (("found before", float(len(before))),)), Check(f"{os.getpid()}")],
         lambda before: time.sleep(1000),
         lambda before: os._exit(7),
         lambda before: [Check("last", (("loss", 0.0),))],
@@ -237,10 +247,12 @@ class TestApart:
     def test_it_goes_on_behind_what_hangs_or_dies(self, monkeypatch, well):
         monkeypatch.setattr(apart, "_BEGINNING", 100.0)
         found = [one for several in apart.results(first_pieces, well, 2.0) for one in several]
-        assert [str(one) for one in found] == [
+        first, second = (one.problem for one in found if one.problem.isdigit())
+        assert (first == second) is well()
+        assert [str(one) for one in found if not one.problem.isdigit()] == [
             "first: loss off by 0.5 of what is allowed",
             "piece 1: failed: ZeroDivisionError: integer division or modulo by zero",
-            "second: found before off by 2 of what is allowed",
+            "second: found before off by 3 of what is allowed",
             "piece 3: failed: it has taken more than 2 s",
             "piece 4: failed: it has ended its process, with 7",
             "last: loss off by 0 of what is allowed",

@@ -14,7 +14,8 @@ import pytest
 import fastxent
 from fastxent import checks
 from fastxent.backends.cuda import calls, device, dlpack, lent, run, scratch, simulated
-from fastxent.backends.cuda.arrays import DeviceArray, _Interface
+from fastxent.backends.cuda.arrays import DeviceArray, View, _Interface
+from fastxent.backends.cuda.resident import as_rows
 from fastxent.bench.cases import Case
 
 STREAM = 7
@@ -664,6 +665,12 @@ class TestErrors:
         self.refused(ValueError, "side by side", logits=_transposed())
         self.refused(TypeError, "arrays on a device are the cuda backend's", backend="cpu")
         self.refused(ValueError, "label_smoothing must lie in", label_smoothing=2.0)
+
+    def test_rows_that_begin_between_numbers(self):
+        view = View(4100, (2, 3), (24, 8), np.dtype(np.float64))
+        with pytest.raises(ValueError, match="begin at a multiple of 8 bytes; got address 4100"):
+            as_rows(view)
+        assert as_rows(view._replace(address=4104)).address == 4104
 
     def test_of_softmax(self):
         logits = Array(np.zeros((2, 4), np.float32))

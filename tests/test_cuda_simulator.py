@@ -6,6 +6,7 @@ rows of several strips. What must not happen on a GPU is an error there: tests a
 
 import ast
 import functools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -452,10 +453,14 @@ def test_machine_code_is_found_whatever_compiled_kernels_for_the_cpu(monkeypatch
     cpu_cache.folder.cache_clear()
     try:
         place, of_cpu = compiler.folder(), cpu_cache.folder()
+        (place / "carried.cubin").touch()
+        os.utime(place, (0, 0))
         monkeypatch.setattr(cpu_cache.numba, "__version__", "another")
         cpu_cache.folder.cache_clear()
+        cpu_cache.folder()  # makes one, and removes old ones of the CPU's beside it
         assert compiler.folder() == place
-        assert place.parent == of_cpu.parent == cpu_cache.folder().parent
+        assert (place / "carried.cubin").exists()
+        assert of_cpu.parent == cpu_cache.folder().parent == place.parents[1]
         assert len({place, of_cpu, cpu_cache.folder()}) == 3
     finally:
         monkeypatch.undo()

@@ -68,8 +68,8 @@ def units(shapes=GPU_SHAPES, option_shape=OPTION_SHAPE, dtypes=DTYPES, checked=N
 
 def is_well():
     """Whether the device still does what it is asked: after an access that it refuses it does nothing any more."""
-    machine = runner().machine
     try:
+        machine = runner().machine
         with machine.current():
             machine.wait(machine.stream_of(0))
     except Exception:

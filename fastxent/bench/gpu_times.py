@@ -30,7 +30,8 @@ def _calls(logits, targets, out, options):
 
 def time_calls(machine, shape, dtype, label=OURS, **named):
     """`Time`s of one shape, beside a copy of the same bytes: the loss, the loss with its gradient, new and in place,
-    and without options scores. Then a `Check` of the kernels that were timed; where these are wrong no time is given.
+    and without options scores. First a `Check` of some rows' own losses and gradients at that shape; where these are
+    wrong no time is given.
     """
     about = shape, np.dtype(dtype).name, label
     with machine.current():

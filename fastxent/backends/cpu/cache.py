@@ -27,7 +27,9 @@ _KEPT_FOR = 30 * 24 * 3600  # seconds without a change after which another versi
 
 
 def path(version=None):
-    """Where the kernels of a version belong, of this one of the CPU's by default; RuntimeError without a home."""
+    """Where the kernels of a version belong, of this one of the CPU's by default; RuntimeError without a home. Those
+    beside it are of other versions, and go when they are old.
+    """
     root = os.environ.get("FASTXENT_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
     base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "fastxent" / (version or _digest())

@@ -106,7 +106,7 @@ def _digest_of_sources():
 
 def folder():
     """Where the kernels of these sources are kept, whoever compiled them; None where there is no such place."""
-    return cache.folder(_digest_of_sources()[:16])
+    return cache.folder(f"cuda/{_digest_of_sources()[:16]}")
 
 
 @functools.cache

@@ -44,10 +44,10 @@ def build_fetch(ops, kind):
                 load_word(at), load_word(at + threads * 16),
                 load_word(at + 2 * threads * 16), load_word(at + 3 * threads * 16),
             )  # fmt: skip
-        # a choice here is one for four words: as the words' own it would be eleven instructions in each
-        odd = int32(misplaced & 3)
         if itemsize == 8:  # a number lies at a multiple of its size
             return four_put_together(at, int32(8))
+        # a choice here is one for four words: as the words' own it would be eleven instructions in each
+        odd = int32(misplaced & 3)
         if misplaced < 4:
             return four_put_together(at, odd)
         if misplaced < 8:

@@ -50,7 +50,7 @@ def as_rows(view):
     Raises
     ------
     ValueError
-        If the classes do not lie side by side, or the rows not at one distance.
+        If the classes do not lie side by side, the rows not at one distance, or a number at no multiple of its size.
     """
     classes, each, rows = view.shape[-1], view.dtype.itemsize, math.prod(view.shape[:-1])
     if rows and classes > 1 and view.steps[-1] != each:
@@ -58,6 +58,8 @@ def as_rows(view):
     apart = in_line(view._replace(shape=view.shape[:-1], steps=view.steps[:-1]), "rows") if rows > 1 else classes * each
     if apart % each or apart < classes * each:
         raise ValueError("rows on a device must lie one after the other, whole numbers apart")
+    if view.address % each:
+        raise ValueError(f"rows on a device must begin at a multiple of {each} bytes; got address {view.address}")
     return DeviceRows(view.address, rows, classes, apart // each, view.dtype)
 
 
