@@ -49,19 +49,28 @@ def test_every_name_of_cuda_core_is_there():
         ({"cuInit": 100}, "the NVIDIA driver finds no GPU it can use (CUDA_ERROR_NO_DEVICE)"),
         (
             {"cuDriverGetVersion": 11_080},
-            "the NVIDIA driver knows CUDA 11, the packages are of 13: pip install fastxent[cuda12]",
+            "the NVIDIA driver knows CUDA 11, the packages are of 13: a newer driver is needed",
+        ),
+        (
+            {"cuDriverGetVersion": 12_090},
+            "the NVIDIA driver knows CUDA 12, the packages are of 13: pip install fastxent[cuda12]",
         ),
         ({"cuDeviceGetCount": 0}, "the NVIDIA driver finds no GPU"),
         ({"cuDeviceGetAttribute": 7}, "the first GPU has compute capability 7.7; kernels need 8.0"),
+        ({"pools": 0}, "the first GPU, as this driver or a hypervisor has it, has no memory pools"),
         ({}, None),
     ],
 )
 def test_what_a_driver_may_say(monkeypatch, found, reason):
     driver = importlib.import_module("cuda.bindings.driver")
-    success, said = driver.CUresult.CUDA_SUCCESS, {"cuDeviceGetCount": 1, "cuDeviceGet": 0, "cuDeviceGetAttribute": 9}
-    said["cuDriverGetVersion"] = 13_000
-    for name, value in (said | found).items():
-        monkeypatch.setattr(driver, name, lambda *about, value=value: (success, value))
+    success, attributes = driver.CUresult.CUDA_SUCCESS, driver.CUdevice_attribute
+    of_attributes = {attributes.CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED: found.get("pools", 1)}
+    said = {"cuDeviceGetCount": 1, "cuDeviceGet": 0, "cuDeviceGetAttribute": 9, "cuDriverGetVersion": 13_000}
+    for name, otherwise in said.items():
+        value = found.get(name, otherwise)
+        monkeypatch.setattr(
+            driver, name, lambda *about, value=value: (success, of_attributes.get(about and about[0], value))
+        )
     monkeypatch.setattr(driver, "cuInit", lambda flags: (driver.CUresult(found.get("cuInit", 0)),))
     assert machine.why_unavailable.__wrapped__() == reason
 

@@ -387,12 +387,19 @@ def test_kept_machine_code_is_named_after_the_sources(monkeypatch, tmp_path):
     for source in (compiler.sources()[0], tmp_path / "edited.py"):
         (tmp_path / "edited.py").write_text("other")
         monkeypatch.setattr(compiler, "sources", lambda source=source: [source])
-        compiler._digest_of_sources.cache_clear()
+        monkeypatch.setattr(compiler, "_DIGEST", compiler._digest_of_sources())
         for _ in range(2):
             assert compiler.machine_code(asked) == b"made"
         names.append(set(tmp_path.rglob("*.cubin")))
-    compiler._digest_of_sources.cache_clear()
     assert [len(found) for found in names] == [1, 2]
+
+
+def test_sources_that_change_while_they_are_in_use_are_those_that_were_read(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTXENT_CACHE_DIR", str(tmp_path))
+    before = compiler.folder()
+    monkeypatch.setattr(compiler, "sources", list)
+    assert compiler._digest_of_sources() != before.name
+    assert compiler.folder() == before
 
 
 def test_where_nothing_can_be_compiled_what_others_have_compiled_is_taken(monkeypatch, tmp_path):
@@ -401,7 +408,8 @@ def test_where_nothing_can_be_compiled_what_others_have_compiled_is_taken(monkey
     kind = simulated.SIMULATED.kind("float32", 4, False, "none", False)
     asked = compiler.Code("binary", kind, None, "", "verb", (9, 0))
     for installed, made in ((["numba 1"], b"elsewhere"), ([], None), (["numba 2"], b"here")):
-        monkeypatch.setattr(compiler, "_compilers", lambda installed=installed: (installed, bool(installed)))
+        monkeypatch.setattr(compiler, "_compilers", lambda installed=installed: installed)
+        monkeypatch.setattr(compiler, "can_compile", lambda installed=installed: bool(installed))
         monkeypatch.setattr(compiler, "compile_code", {asked: made}.get)
         assert compiler.machine_code(asked) == (made or b"elsewhere")
         assert not warmup.keep(asked)
@@ -409,7 +417,7 @@ def test_where_nothing_can_be_compiled_what_others_have_compiled_is_taken(monkey
 
 
 def test_what_cannot_be_compiled_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(compiler, "_compilers", lambda: (["numba 1"], False))
+    monkeypatch.setattr(compiler, "_compilers", lambda: ["numba 1"])
     asked = compiler.Code(
         "binary", simulated.SIMULATED.kind("float32", 4, False, "none", False), None, "", "verb", (9, 0)
     )

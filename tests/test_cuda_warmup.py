@@ -170,6 +170,7 @@ def compilers(monkeypatch, tmp_path):
     compiled = []
     monkeypatch.setattr(compiler, "compile_code", lambda code: compiled.append(code) or b"made")
     monkeypatch.setattr(compiler, "folder", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "can_compile", lambda: True)
     monkeypatch.setattr(warmup, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
     monkeypatch.setattr(warmup, "_architectures", lambda: [SM_90, (10, 0)])
     return compiled
@@ -255,11 +256,29 @@ class TestCommand:
         assert (done.exit_code, done.stderr, done.stdout) == (2, wanted, "")
 
     @pytest.mark.parametrize("missing", ["numba_cuda", "cuda.core", "cuda.bindings"])
-    def test_without_compilers_it_is_one_sentence(self, monkeypatch, missing):
+    def test_compilers_that_cannot_be_loaded_are_one_sentence(self, monkeypatch, missing):
+        monkeypatch.setattr(compiler, "can_compile", lambda: True)
         monkeypatch.setitem(sys.modules, missing, None)
         done = invoke("--backend", "cuda", "--architecture", "9.0")
         assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert done.stderr.startswith("error: the compilers of CUDA are not installed: pip install fastxent[cuda13]")
+
+    def test_without_compilers_kernels_may_have_been_compiled_elsewhere(self, compilers, monkeypatch):
+        """Then nothing is left to do."""
+        about = "--backend", "cuda", "--dtype", "float64", "--architecture", "9.0"
+        carried, number = invoke(*about), len(compilers)
+        assert carried.stdout.splitlines()[-1] == f"{number} kernels, {number} compiled now"
+        monkeypatch.setattr(compiler, "_compilers", list)
+        monkeypatch.setattr(compiler, "can_compile", lambda: False)
+        monkeypatch.setattr(warmup, "_architectures", None)
+        assert invoke(*about).stdout.splitlines()[-1] == f"{number} kernels, 0 compiled now"
+
+    def test_without_compilers_a_missing_kernel_is_one_sentence(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(compiler, "folder", lambda: tmp_path)
+        monkeypatch.setattr(compiler, "_compilers", list)
+        done = invoke("--backend", "cuda", "--architecture", "9.9")
+        assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert "for compute capability 9.9 has not been compiled, and what compiles it is not installed" in done.stderr
 
     def test_of_the_suite(self, compilers, monkeypatch):
         some = warmup.codes("float64", SM_90)[:2]

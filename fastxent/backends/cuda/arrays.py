@@ -4,7 +4,6 @@ torch and cupy are asked in their own words, where that is quick; anything else 
 interface. Nothing here imports a framework, copies or waits.
 """
 
-import contextlib
 import functools
 import math
 import sys
@@ -18,6 +17,8 @@ from fastxent.backends.cuda import dlpack
 from fastxent.backends.cuda.dlpack import Borrowed, in_c_order
 from fastxent.backends.cuda.scratch import refuse_capture
 
+_ALWAYS_THERE = 0, 1, 2  # handles of the default streams
+
 
 class View(NamedTuple):
     """Where an array is: byte address, shape, bytes from one number to the next along each axis, and dtype."""
@@ -29,7 +30,8 @@ class View(NamedTuple):
 
 
 class DeviceArray:
-    """An array in memory of its own on the device, in C order; it speaks the CUDA array interface and DLPack.
+    """An array in memory of its own on the device, in C order; it speaks the CUDA array interface and DLPack. Who takes
+    it for a stream of its own keeps it until that stream is done with it.
 
     Attributes
     ----------
@@ -56,15 +58,14 @@ class DeviceArray:
             machine.spoil(stream, self.address, size)
 
     def __del__(self):
-        """Who has taken a capsule reads on the stream that it was taken for, and may let go of it before."""
+        """It goes when the default streams that capsules were taken for, which are always there, have read it."""
         if not hasattr(self, "address") or sys.is_finalizing():
             return
         machine, stream = self._machine, self._machine.stream_of(self.stream)
         with machine.current():
             for handle in self._readers:
-                with contextlib.suppress(RuntimeError):  # it is there no more
-                    if not machine.is_capturing(machine.stream_of(handle)):
-                        machine.follow(stream, handle)
+                if not machine.is_capturing(machine.stream_of(handle)):
+                    machine.follow(stream, handle)
             machine.give(stream, self.address)
 
     @property
@@ -92,7 +93,8 @@ class DeviceArray:
         if handle not in (-1, self.stream):
             with self._machine.current():
                 self._machine.follow(self._machine.stream_of(handle), self.stream)
-            self._readers.add(handle)
+            if handle in _ALWAYS_THERE:  # of another stream nobody says how long its handle is one
+                self._readers.add(handle)
         return capsule
 
 
@@ -133,7 +135,8 @@ class _Interface:
         return 0 if handle == 1 else handle  # the default stream goes by both
 
     def empty(self, array, shape, dtype):
-        held = getattr(array, "held", None) or getattr(array, "stream", None)  # numba's arrays have theirs
+        stream = getattr(array, "stream", None)  # numba's arrays have theirs
+        held = getattr(array, "held", None) or (stream if hasattr(stream, "handle") else None)
         return DeviceArray(self._machine, self.stream(array), shape, dtype, held)
 
 

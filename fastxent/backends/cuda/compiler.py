@@ -98,27 +98,34 @@ def sources():
     return sorted([*ours, here.parents[1] / "rowmath.py", here.parents[1] / "state.py"])
 
 
-@functools.cache
 def _digest_of_sources():
     each = " ".join(hashlib.sha256(source.read_bytes()).hexdigest() for source in sources())
-    return hashlib.sha256(each.encode()).hexdigest()
+    return hashlib.sha256(each.encode()).hexdigest()[:16]
+
+
+_DIGEST = _digest_of_sources()  # of what has been imported, whatever becomes of the files
 
 
 def folder():
     """Where the kernels of these sources are kept, whoever compiled them; None where there is no such place."""
-    return cache.folder(f"cuda/{_digest_of_sources()[:16]}")
+    return cache.folder(f"cuda/{_DIGEST}")
+
+
+def can_compile():
+    """Whether all compilers are installed."""
+    return len(_compilers()) == len(_COMPILERS)
 
 
 @functools.cache
 def _compilers():
-    """The versions of those that are installed, and whether all are."""
+    """The versions of those that are installed."""
     found = []
     for names in _COMPILERS:
         for name in names:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 found.append(f"{name} {importlib.metadata.version(name)}")
                 break
-    return found, len(found) == len(_COMPILERS)
+    return found
 
 
 def _signature(function, ends):
@@ -166,8 +173,7 @@ def compile_code(code):
     RuntimeError
         Where one of the compilers is not installed.
     """
-    _, can_compile = _compilers()
-    if not can_compile:
+    if not can_compile():
         raise RuntimeError(
             f"the kernel {code.name} for compute capability {'.'.join(map(str, code.architecture))} has not been "
             "compiled, and what compiles it is not installed: pip install fastxent[cuda13], or [cuda12], or compile it "
@@ -231,8 +237,8 @@ def entry_of(cubin):
 
 def file_of(code):
     """Where a kernel's machine code is kept; None where there is no folder for it."""
-    place, (versions, _) = folder(), _compilers()
-    made_of, makers = (hashlib.sha256(words.encode()).hexdigest() for words in (str(code), " ".join(versions)))
+    place = folder()
+    made_of, makers = (hashlib.sha256(words.encode()).hexdigest() for words in (str(code), " ".join(_compilers())))
     return place and place / f"{code.name}-{code.kind.form}-{made_of[:32]}-{makers[:8]}.cubin"
 
 
@@ -240,8 +246,7 @@ def kept(file):
     """What a file holds of a kernel; where nothing can be compiled, what others have compiled; None for nothing."""
     with contextlib.suppress(OSError):
         return file.read_bytes()
-    _, can_compile = _compilers()
-    if not can_compile:
+    if not can_compile():
         made_of, _, _ = file.name.rpartition("-")
         for made_elsewhere in sorted(file.parent.glob(f"{made_of}-*.cubin")):
             with contextlib.suppress(OSError):

@@ -16,7 +16,8 @@ from fastxent.backends.cuda.scheduler import NONSENSE
 
 _GRANULE = 1 << 16  # bytes: small pieces are seldom allocated anew
 _BLOCKS_EACH = 3  # that a multiprocessor holds, of most kernels
-_KEPT = 16  # such a part of the device's memory, at most, of what has been given back
+_LEAST_CUDA = 12  # that packages are made for
+_KEPT = 16  # a pool of no more than such a part of the device's memory keeps what has been given back
 _STREAMS_AT_ONCE = 8  # that may run kernels whose blocks wait for each other
 
 
@@ -37,15 +38,22 @@ def why_unavailable():
         return f"the NVIDIA driver finds no GPU it can use ({error.name})"
     known, of_packages = _checked(driver.cuDriverGetVersion()) // 1000, int(cuda.bindings.__version__.partition(".")[0])
     if known < of_packages:
-        return f"the NVIDIA driver knows CUDA {known}, the packages are of {of_packages}: pip install fastxent[cuda12]"
+        mended = "pip install fastxent[cuda12]" if known == _LEAST_CUDA else "a newer driver is needed"
+        return f"the NVIDIA driver knows CUDA {known}, the packages are of {of_packages}: {mended}"
     if not _checked(driver.cuDeviceGetCount()):
         return "the NVIDIA driver finds no GPU"
     named = driver.CUdevice_attribute
-    parts = named.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, named.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
-    found = tuple(_checked(driver.cuDeviceGetAttribute(part, _checked(driver.cuDeviceGet(0)))) for part in parts)
-    if found < compiler.LEAST:
+    *found, has_pools = (
+        _checked(driver.cuDeviceGetAttribute(attribute, _checked(driver.cuDeviceGet(0))))
+        for attribute in (
+            named.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            named.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            named.CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED,
+        )
+    )
+    if tuple(found) < compiler.LEAST:
         return "the first GPU has compute capability {}.{}; kernels need {}.{}".format(*found, *compiler.LEAST)
-    return None
+    return None if has_pools else "the first GPU, as this driver or a hypervisor has it, has no memory pools"
 
 
 def _is_installed(name):
@@ -107,8 +115,8 @@ class Machine:
         self.together = self._device.properties.multiprocessor_count // _STREAMS_AT_ONCE
 
     def _pool_of(self, driver):
-        """A pool of memory for `take` that keeps some of what is given back: else all of it goes back to the system
-        whenever anybody waits for the device, and the next call waits while it is mapped again.
+        """A pool of memory for `take` that keeps what is given back while it is small: else all of it goes back to the
+        system whenever anybody waits for the device, and the next call waits while it is mapped again.
         """
         about = driver.CUmemPoolProps()
         about.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED

@@ -95,19 +95,19 @@ def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False, cho
     Raises
     ------
     fastxent.backends.BackendUnavailableError
-        If the compilers are not installed.
+        If the compilers cannot be loaded.
     OSError
         If there is no folder to keep kernels in.
+    RuntimeError
+        If a kernel has not been kept and a compiler is not installed.
     ValueError
         If there are no kernels for the architecture.
     """
-    supported = _architectures()
     if compiler.folder() is None:
         raise OSError("no folder can be written to keep kernels in; FASTXENT_CACHE_DIR names one")
     architecture = architecture or runner().machine.architecture
-    if architecture not in supported:
-        names = ", ".join(f"{major}.{minor}" for major, minor in supported)
-        raise ValueError("there are no kernels for compute capability {}.{}; it may be ".format(*architecture) + names)
+    if compiler.can_compile():  # else there may be kernels that were compiled elsewhere
+        _check_architecture(architecture)
     asked: dict[compiler.Code, str] = {}
     these = None if chosen is None else set(chosen(architecture))
     for dtype in map(str, dtypes):
@@ -115,12 +115,20 @@ def compile_all(dtypes=checks.DTYPES, architecture=None, every_option=False, cho
             if these is None or code in these:
                 asked.setdefault(code, dtype)
     batches = list(_batches(asked))
+    if not compiler.can_compile():
+        yield from _counted(asked, batches, map(_keep_all, batches))
+        return
     workers = min(len(batches), numba.config.NUMBA_DEFAULT_NUM_THREADS)  # the cores that this process may use
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        done = zip(batches, pool.map(_keep_all, batches), strict=True)
-        for dtype, of_dtype in itertools.groupby(done, lambda batch: asked[batch[0][0]]):
-            anew = [is_new for _, batch in of_dtype for is_new in batch]
-            yield dtype, len(anew), sum(anew)
+        yield from _counted(asked, batches, pool.map(_keep_all, batches))
+
+
+def _counted(asked, batches, kept):
+    """Each dtype with how many kernels, and how many of them are new."""
+    done = zip(batches, kept, strict=True)
+    for dtype, of_dtype in itertools.groupby(done, lambda batch: asked[batch[0][0]]):
+        anew = [is_new for _, batch in of_dtype for is_new in batch]
+        yield dtype, len(anew), sum(anew)
 
 
 def _batches(asked):
@@ -145,6 +153,13 @@ def keep(code):
     if not file.exists():
         raise OSError(f"kernels cannot be kept in {file.parent}")
     return True
+
+
+def _check_architecture(architecture):
+    supported = _architectures()
+    if architecture not in supported:
+        names = ", ".join(f"{major}.{minor}" for major, minor in supported)
+        raise ValueError("there are no kernels for compute capability {}.{}; it may be ".format(*architecture) + names)
 
 
 def _architectures():
