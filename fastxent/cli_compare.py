@@ -1,6 +1,9 @@
 """``fastxent compare``: reads options, shows each table as it is done, and writes what was asked for."""
 
+import contextlib
 import json
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from fastxent import backends, page, runs
 from fastxent.io import publish
 
 _FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
-_PATIENCE = 60.0  # seconds for a piece of the GPU's suite
+_PATIENCE, _MORE = 60.0, 15.0  # seconds for a piece of the GPU's suite, and for its last beyond what the suite has
 _BETWEEN = 3.0  # seconds from one writing of what it has found to the next
 
 
@@ -128,6 +131,20 @@ def _refuse_others(context):
         raise click.UsageError(f"--suite gpu takes --json and --html alone, not {', '.join(given)}")
 
 
+@contextlib.contextmanager
+def _ended_by_signals():
+    """What is to be done at the end is done where the process is told to end, too, as a job's time limit does."""
+
+    def end(number, frame):
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _write(json_file, record):
     publish.write_text(json_file, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
@@ -144,15 +161,19 @@ def _on_gpu(json_file, page_file):
         raise runs.RunError(f"the suite needs a GPU, and {reason}")
     found: list = []
     written = time.monotonic()
+    work = apart.results(gpu.units, gpu.is_well, _PATIENCE, gpu.UNTIL + _MORE)
     try:
-        for several in apart.results(gpu.units, gpu.is_well, _PATIENCE):
-            found += several
-            for one in several:
-                if not isinstance(one, gpu.Check) or one.right is False:
-                    click.echo(str(one))
-            if json_file and time.monotonic() > written + _BETWEEN:
-                _write(json_file, gpu.record(found))
-                written = time.monotonic()
+        with _ended_by_signals(), contextlib.closing(work):
+            for several in work:
+                found += several
+                for one in several:
+                    if not isinstance(one, gpu.Check) or one.right is False:
+                        click.echo(str(one))
+                if json_file and time.monotonic() > written + _BETWEEN:
+                    _write(json_file, gpu.record(found))
+                    written = time.monotonic()
+    except apart.NothingBegunError as failure:
+        raise runs.RunError(str(failure)) from failure
     finally:
         record = gpu.record(found)
         if json_file:

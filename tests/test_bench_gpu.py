@@ -3,9 +3,12 @@
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +18,7 @@ from click.testing import CliRunner
 import fastxent
 from fastxent import cli_compare
 from fastxent.backends import cuda
+from fastxent.backends.cuda import launches
 from fastxent.bench import (
     apart,
     checking,
@@ -26,6 +30,7 @@ from fastxent.bench import (
     gpu_tables,
     gpu_times,
     page,
+    pictures,
 )
 from fastxent.bench.gpu_record import LEFT_OUT, Check, Device, Time
 from fastxent.bench.record import Seconds
@@ -42,7 +47,7 @@ def simulated(monkeypatch):
 
 
 def suite(**changed):
-    tiny = {"shapes": ((3, 70),), "option_shape": (2, 300), "dtypes": ("bfloat16",)}
+    tiny = {"shapes": ((3, 70),), "option_shape": (2, 90), "dtypes": ("bfloat16",)}
     checks = gpu_checks.each(("bfloat16",), (40,), many=False, large=(7, 70))
     found, start = [], time.monotonic()
     for unit in gpu.units(**tiny | {"checked": checks} | changed):
@@ -89,7 +94,7 @@ class TestSuite:
         assert record["device"] == "simulated"
         assert json.loads(json.dumps(record, allow_nan=False))["times"][0]["seconds"]["rounds"] == 2
         judged = {bar["what"] for bar in record["bars"] if bar["met"] is not None}
-        assert judged >= {f"2 x 300 bfloat16, loss, {option}, times without" for option in ("weights", "softcap")}
+        assert judged >= {f"2 x 90 bfloat16, loss, {option}, times without" for option in ("weights", "softcap")}
         pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
         written = page.render_gpu(json.loads(json.dumps(record)))
         assert "90% ignored" in written
@@ -108,6 +113,7 @@ class TestSuite:
         def broken():
             raise RuntimeError("no bead left")
 
+        monkeypatch.setattr(gpu_times, "options_of", lambda classes: {"plain": {}})
         found = suite(shapes=((3, 70), (2, 70)), checked=[("5 x 4, abacus", broken)])
         assert str(found[0]) == "simulated"
         assert (found[1].right, str(found[1])) == (False, "5 x 4, abacus: failed: RuntimeError: no bead left")
@@ -125,7 +131,7 @@ class TestSuite:
         assert set(machine._memory) == held
 
     def test_the_clock_is_looked_at_before_everything(self):
-        found = suite(seconds=-1.0, checked=[("a", None), ("b", None)])
+        found = suite(until=-1.0, checked=[("a", None), ("b", None)])
         assert {one.note for one in found} == {LEFT_OUT}
         assert [one.right for one in found[1:3]] == [None, None]
         about = [gpu_bars.HOST, *gpu_times.options_of(3), gpu_bars.OURS, *gpu_peers.NAMES]
@@ -135,21 +141,49 @@ class TestSuite:
         monkeypatch.setattr(gpu_peers, "time_peer", lambda *about: [about])
         copy = replace(took(gpu_bars.COPY, gpu_bars.COPY, 2e-3), shape=(3, 70))
         assert gpu._peer("quack", (3, 70), "bfloat16", [copy]) == [("quack", (3, 70), "bfloat16", 2e-3)]
-        assert gpu._peer("quack", (3, 71), "bfloat16", [copy]) == []
+        (without,) = gpu._peer("quack", (3, 71), "bfloat16", [copy])
+        assert str(without) == "3 x 71 bfloat16, quack: left out: no copy of this shape has been timed"
 
-    def test_kernels_that_are_wrong_where_they_are_timed_have_no_time(self, monkeypatch):
-        verb = fastxent.cross_entropy
+    @pytest.mark.parametrize(
+        ("wrong", "seen"),
+        [
+            (("cross_entropy", "none", 0), {"loss alone"}),
+            (("cross_entropy", "mean", 0), {"mean"}),
+            (("cross_entropy_with_grad", "mean", 0), {"mean with its gradient"}),
+            (("cross_entropy_with_grad", "mean", "apart"), {"gradient of the mean", "bits in place"}),
+            (("cross_entropy_with_grad", "mean", "in place"), {"bits in place"}),
+            (("score", "none", "nll"), {"nll of scores"}),
+            (("score", "none", "rank"), {"rank of scores"}),
+        ],
+    )
+    def test_what_is_wrong_where_it_is_timed_has_no_time(self, monkeypatch, wrong, seen):
+        name, reduction, what = wrong
+        owner = launches if name == "score" else fastxent
+        verb, machine = getattr(owner, name), gpu.runner().machine
 
-        def wrong(*given, **options):
-            losses = verb(*given, **options)
-            if options.get("reduction") == "none":
-                machine = gpu.runner().machine
-                machine.copy_to_device(0, np.ones(losses.shape, losses.dtype), losses.address)
-            return losses
+        def off(address, count, dtype):
+            values = np.empty(count, dtype)
+            machine.copy_to_host(0, values, address)
+            machine.copy_to_device(0, (values * (2 if what == "rank" else dtype.type(1 + 5e-6))).astype(dtype), address)
 
-        monkeypatch.setattr(fastxent, "cross_entropy", wrong)
-        check, *times = gpu_times.time_calls(gpu.runner().machine, (2, 70), "float32")
-        assert [figure for figure, error in check.errors if error > 1] == ["loss alone"]
+        def altered(*given, **options):
+            found = verb(*given, **options)
+            if name == "score":
+                off(getattr(given[5], what), given[2].rows, np.dtype(float))
+            elif options.get("reduction", "mean") == reduction:
+                place = "in place" if options.get("out") is given[0] else "apart"
+                if what == 0:
+                    array = found if name == "cross_entropy" else found[0]
+                    off(array.address, array.shape, array.dtype)
+                elif what == place:
+                    off(options["out"].address, options["out"].shape, options["out"].dtype)
+            return found
+
+        monkeypatch.setattr(owner, name, altered)
+        monkeypatch.setattr(gpu_times, "_in_turn", lambda problem, calls: dict.fromkeys(calls, Seconds(*[1e-3] * 4, 9)))
+        check, copy, *times = gpu_times.time_calls(machine, (2, 70), "float32")
+        assert {figure for figure, error in check.errors if error > 1} == seen
+        assert copy.seconds is not None
         assert {(one.seconds, one.note) for one in times} == {(None, "wrong")}
 
     def test_timed_calls_see_the_same_logits_each_time(self, monkeypatch):
@@ -160,12 +194,12 @@ class TestSuite:
 
         def looking(logits, *given, **options):
             if problems and logits is problems[0].logits:
-                seen.append(problems[0]._fetched(logits.address, 70, logits.dtype).tobytes())
+                seen.append(problems[0].fetched(logits.address, 70, logits.dtype).tobytes())
             return verb(logits, *given, **options)
 
         monkeypatch.setattr(fastxent, "cross_entropy_with_grad", looking)
         gpu_times.time_calls(gpu.runner().machine, (1, 70), "float32")
-        assert len(seen) == 2 * (1 + 2) + 1
+        assert len(seen) == 2 * (1 + 2) + 3
         assert len(set(seen)) == 1
 
     def test_a_score_is_timed_behind_what_keeps_the_device_busy(self):
@@ -201,8 +235,8 @@ class TestSuite:
             Check("a", (("loss", 0.5),)), Check("b", (("loss", 0.5), ("rank", np.inf))), Check("c", note=LEFT_OUT),
             taken, replace(taken, seconds=None, note="absent: needs quack: pip install quack-kernels"),
         ]  # fmt: skip
-        found.insert(0, Device("an abacus", (9, 0)))
-        monkeypatch.setattr(apart, "results", lambda *about: iter([found[:2], found[2:]]))
+        found.insert(0, Device("an abacus", (9, 0), (("numba", "0.99"),)))
+        monkeypatch.setattr(apart, "results", lambda *about: (part for part in (found[:2], found[2:])))
         files = ["--json", str(tmp_path / "gpu.json"), "--html", str(tmp_path / "gpu.html")]
         done = CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", *files])
         assert done.output.splitlines() == [
@@ -217,6 +251,7 @@ class TestSuite:
         written = (tmp_path / "gpu.html").read_text("utf-8")
         assert "quack-kernels" in written
         assert "an abacus, compute capability 9.0; fastxent " in written
+        assert ", numba 0.99; measured " in written
 
 
 def first_pieces():
@@ -240,13 +275,42 @@ def is_not_well():
     return False
 
 
+def last():
+    return gpu.Unit(Check("last"), lambda before: [Check("last", (("loss", 0.0),))], 1000.0)
+
+
+def nothing_to_list():
+    raise KeyError
+
+
+def nothing_the_second_time():
+    yield gpu.Unit(Check("piece 0"), lambda before: os._exit(7), 1000.0)
+    raise KeyError
+
+
+def hanging():
+    return [gpu.Unit(Check("piece 0"), lambda before: time.sleep(1000), 1000.0), last()]
+
+
+def leaving_another():
+    """A process that holds the pipe, as a compiler's may."""
+
+    def work(before):
+        opened = [number for number in range(3, 64) if Path(f"/proc/self/fd/{number}").exists()]
+        nothing = subprocess.DEVNULL
+        subprocess.Popen(["sleep", "30"], pass_fds=opened, stdin=nothing, stdout=nothing, stderr=nothing)
+        os._exit(7)
+
+    return [gpu.Unit(Check("piece 0"), work, 1000.0), last()]
+
+
 class TestApart:
     """Work in other processes, real ones."""
 
     @pytest.mark.parametrize("well", [is_well, is_not_well])
     def test_it_goes_on_behind_what_hangs_or_dies(self, monkeypatch, well):
         monkeypatch.setattr(apart, "_BEGINNING", 100.0)
-        found = [one for several in apart.results(first_pieces, well, 2.0) for one in several]
+        found = [one for several in apart.results(first_pieces, well, 2.0, 1000.0) for one in several]
         first, second = (one.problem for one in found if one.problem.isdigit())
         assert (first == second) is well()
         assert [str(one) for one in found if not one.problem.isdigit()] == [
@@ -258,13 +322,41 @@ class TestApart:
             "last: loss off by 0 of what is allowed",
         ]
 
-    def test_a_process_that_cannot_begin(self):
-        with pytest.raises(RuntimeError, match="before it begins piece 0"):
-            list(apart.results(nothing_to_list, is_well, 2.0))
+    @pytest.mark.parametrize(("listed", "piece"), [(nothing_to_list, 0), (nothing_the_second_time, 1)])
+    def test_a_process_that_cannot_begin(self, listed, piece):
+        with pytest.raises(apart.NothingBegunError, match=f"before it begins piece {piece}"):
+            list(apart.results(listed, is_well, 2.0, 1000.0))
+
+    def test_the_last_piece_ends_with_the_whole(self, monkeypatch):
+        monkeypatch.setattr(apart, "_BEGINNING", 100.0)
+        (found,), (last,) = apart.results(hanging, is_well, 1000.0, 0.0)
+        assert (str(found), str(last)) == (
+            "piece 0: failed: it has taken more than 1 s",
+            "last: loss off by 0 of what is allowed",
+        )
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+    def test_what_a_process_leaves_behind_keeps_nobody_waiting(self):
+        start = time.monotonic()
+        (found,), (last,) = apart.results(leaving_another, is_well, 50.0, 1000.0)
+        assert (found.note, last.problem) == ("failed: it has ended its process, with 7", "last")
+        assert time.monotonic() < start + 25
 
 
-def nothing_to_list():
-    raise KeyError
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.usefixtures("simulated")
+def test_a_suite_that_is_told_to_end_leaves_its_record_and_no_process(tmp_path):
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "fastxent", "compare", "--suite", "gpu", "--json", str(file)]
+    with subprocess.Popen(command) as process:
+        while process.poll() is None and not file.exists():
+            time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (work,) = (child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert json.loads(file.read_text())["checks"]
+    assert not Path(f"/proc/{work}").exists()
 
 
 VERBS = {
@@ -343,7 +435,9 @@ class TestChecks:
 
         monkeypatch.setattr(gpu_checks.fastxent, "cross_entropy_with_grad", elsewhere)
         check = gpu_checks.of_large(np.dtype(ml_dtypes.bfloat16), (7, 70))
-        assert {figure for figure, error in check.errors if error > 1} == {"gradient"}
+        assert {figure for figure, error in check.errors if error > 1} == {
+            *("gradient", "gradient of the mean", "bits in place"),
+        }
 
 
 def written(name, arguments, options, result):
@@ -462,17 +556,31 @@ def test_the_tables_of_a_record():
     bars = list(gpu_bars.of(times))
     record = {
         "device": "an abacus", "compute_capability": [9, 0], "fastxent": "1.0", "date": "2026-01-02",
-        "checks": [{"right": True}, {"right": None}], "times": [asdict(one) for one in times],
+        "software": {"numba": "0.99", "torch": "9.9"}, "checks": [{"right": True}, {"right": None}],
+        "times": [asdict(one) for one in times],
         "bars": [{"met": bar.met, "said": str(bar)} for bar in bars],
     }  # fmt: skip
     lines = gpu_tables.section(json.loads(json.dumps(record))).splitlines()
-    assert lines[0] == "an abacus, compute capability 9.0; fastxent 1.0; measured 2026-01-02; 1 of 2 checks right"
+    conditions = "an abacus, compute capability 9.0; fastxent 1.0, numba 0.99, torch 9.9; measured 2026-01-02"
+    assert lines[0] == f"{conditions}; 1 of 2 checks right"
     assert lines[2].endswith("| with gradient | of a copy | in place | with scores | torch |")
     assert "| 32,768 x 32,000 | float32 | 1 ms | 91% | 1 ms | 91% |  |  | 4.50 x |" in lines
     assert "| 16,384 x 32,000 | bfloat16 | softcap | 1.29 x | 1.25 x |" in lines
     assert "The host's part of a loss: 12 us." in lines
     assert "- 32,768 x 32,000 float32, loss, of a copy: 91.0%, at least 92.0%: missed" in lines
     assert next(line for line in lines if line.startswith("Of ")) == "Of 6 bars that were measured 5 are met."
+
+
+def test_a_picture_has_ours_and_peers_of_a_shape_however_they_were_found():
+    pytest.importorskip("matplotlib")
+    others = (32_768, 32_000)
+    times = [
+        *(took("fastxent", gpu_bars.GRADIENT, 1e-3, shape) for shape in (others, (4096, 32_000))),
+        *(took("quack", gpu_bars.GRADIENT, 2e-3, shape) for shape in (others, (4096, 32_000))),
+    ]
+    drawn = pictures.of_times([asdict(one) for one in times])
+    assert len(drawn) == 2
+    assert all(name in picture for picture in drawn for name in ("fastxent", "quack"))
 
 
 class TestBars:

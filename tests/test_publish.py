@@ -1,11 +1,32 @@
 """Records written out as parquet and zarr hold what the records hold."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from fastxent.io import publish
 
 RECORD = np.dtype([("score", "<f4"), ("valid", "?"), ("rank", "<i8"), ("ids", "<i4", (3,)), ("grid", "<f8", (2, 3))])
+
+
+def test_text_goes_where_a_link_leads(tmp_path):
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("before")
+    link.symlink_to(file)
+    publish.write_text(link, "after")
+    assert (link.is_symlink(), file.read_text()) == (True, "after")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs mkfifo")
+def test_text_is_written_to_what_is_no_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        found = reader.submit(pipe.read_text)
+        publish.write_text(pipe, "text")
+    assert (found.result(), pipe.is_fifo()) == ("text", True)
 
 
 @pytest.fixture(params=[0, 1, 10, 1000])

@@ -18,7 +18,7 @@ from fastxent.bench import gpu_bars, gpu_checks, gpu_peers, gpu_times
 from fastxent.bench.cases import GPU_SHAPES
 from fastxent.bench.gpu_record import LEFT_OUT, Check, Device, Time, failed
 
-SECONDS, _CHECKING = 7.5 * 60, 4 * 60.0  # the whole suite, with half a minute to spare, and what of it checks may take
+UNTIL, _CHECKING = 7.5 * 60, 4 * 60.0  # seconds of the whole suite, with half a minute to spare, and of its checks
 DTYPES = ("bfloat16", "float32")
 OPTION_SHAPE = (16_384, 32_000)
 _SOFTWARE = (
@@ -46,24 +46,24 @@ class Unit(NamedTuple):
             return [replace(self.line, note=failed(failure))]
 
 
-def units(shapes=GPU_SHAPES, option_shape=OPTION_SHAPE, dtypes=DTYPES, checked=None, seconds=SECONDS):
+def units(shapes=GPU_SHAPES, option_shape=OPTION_SHAPE, dtypes=DTYPES, checked=None, until=UNTIL):
     """Every `Unit`, in order."""
-    yield Unit(Device(), lambda before: [_device()], seconds)
+    yield Unit(Device(), lambda before: [_device()], until)
     for problem, check in gpu_checks.each() if checked is None else checked:
-        yield Unit(Check(problem), functools.partial(_checked, check), min(_CHECKING, seconds))
+        yield Unit(Check(problem), functools.partial(_checked, check), min(_CHECKING, until))
     about = gpu_times.ASKED_SHAPE, gpu_times.ASKED_DTYPE, gpu_bars.HOST
-    yield Unit(Time("", *about), lambda before: gpu_times.time_asking(runner().machine), seconds)
+    yield Unit(Time("", *about), lambda before: gpu_times.time_asking(runner().machine), until)
     for dtype in dtypes:
         for label, named in gpu_times.options_of(option_shape[1]).items():
-            yield _timed(option_shape, dtype, label, seconds, **named)
+            yield _timed(option_shape, dtype, label, until, **named)
     for shape in shapes:
         for dtype in dtypes:
-            yield _timed(shape, dtype, gpu_bars.OURS, seconds)
+            yield _timed(shape, dtype, gpu_bars.OURS, until)
     for shape in shapes:
         for dtype in dtypes:
             for peer in gpu_peers.NAMES:
                 work = functools.partial(_peer, peer, shape, dtype)
-                yield Unit(Time("", shape, dtype, peer), work, seconds)
+                yield Unit(Time("", shape, dtype, peer), work, until)
 
 
 def is_well():
@@ -97,20 +97,20 @@ def _checked(check, before):
         machine.checked = False
 
 
-def _timed(shape, dtype, label, seconds, **named):
+def _timed(shape, dtype, label, until, **named):
     def work(before):
         return gpu_times.time_calls(runner().machine, shape, dtype, label, **named)
 
-    return Unit(Time("", shape, dtype, label), work, seconds)
+    return Unit(Time("", shape, dtype, label), work, until)
 
 
 def _peer(peer, shape, dtype, before):
-    """Beside a copy that has been timed; without one there is nothing to compare with."""
+    """Beside a copy that has been timed."""
     copy = gpu_bars.COPY, shape, dtype
     for one in before:
         if isinstance(one, Time) and one.seconds and (one.operation, one.shape, one.dtype) == copy:
             return gpu_peers.time_peer(peer, shape, dtype, one.seconds.median)
-    return []
+    return [Time("", shape, dtype, peer, note="left out: no copy of this shape has been timed")]
 
 
 def record(found):

@@ -3,6 +3,7 @@
 Each is checked on some rows before it is timed, like a candidate on a CPU.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -101,14 +102,8 @@ _OVERWRITES = ("Liger",)  # the gradient takes the place of the logits
 
 def time_peer(name, shape, dtype, copied):
     """A `Time` of the loss, and of the loss with its gradient, beside a copy that took ``copied`` seconds."""
-    try:
-        found = _with_cupy(shape, dtype) if name == "cupy" else _with_torch(name, shape, dtype)
-    except ModuleNotFoundError as missing:
-        return [Time("", shape, dtype, name, note=f"absent: needs {missing.name}: {_INSTALLS[name]}")]
-    except _AbsentError as reason:
-        return [Time("", shape, dtype, name, note=f"absent: {reason}")]
-    except Exception as failure:  # a peer may fail in any way of its own; the suite goes on
-        return [Time("", shape, dtype, name, note=failed(failure))]
+    found = _seconds_or_note(name, shape, dtype)
+    _give_back(name)
     if isinstance(found, str):
         return [Time("", shape, dtype, name, note=found)]
     return [
@@ -117,16 +112,38 @@ def time_peer(name, shape, dtype, copied):
     ]
 
 
+def _seconds_or_note(name, shape, dtype):
+    """`Seconds` of each operation; or why there are none."""
+    try:
+        return _with_cupy(shape, dtype) if name == "cupy" else _with_torch(name, shape, dtype)
+    except ModuleNotFoundError as missing:
+        return f"absent: needs {missing.name}: {_INSTALLS[name]}"
+    except _AbsentError as reason:
+        return f"absent: {reason}"
+    except Exception as failure:  # a peer may fail in any way of its own; the suite goes on
+        return failed(failure)
+
+
+def _give_back(name):
+    """What its library keeps of the device's memory are gigabytes that the next problem wants; those of a failure too,
+    which nothing holds any more.
+    """
+    library = sys.modules.get("cupy" if name == "cupy" else "torch")
+    if library is None:
+        return
+    if name == "cupy":
+        library.get_default_memory_pool().free_all_blocks()
+    elif library.cuda.is_available():
+        library.cuda.empty_cache()
+
+
 def _with_torch(name, shape, dtype):
     """`Seconds` of each operation, or how wrong it is."""
     import torch
 
     if not torch.cuda.is_available():
         raise _AbsentError("this torch sees no GPU")
-    try:
-        return _of_tensors(torch, name, shape, dtype, "cuda", _timed_by_torch(torch))
-    finally:
-        torch.cuda.empty_cache()  # what it keeps is gigabytes that our own next problem wants
+    return _of_tensors(torch, name, shape, dtype, "cuda", _timed_by_torch(torch))
 
 
 def _of_tensors(torch, name, shape, dtype, device, timed):
@@ -201,13 +218,6 @@ def _with_cupy(shape, dtype):
 
     if dtype != "float32":
         raise _AbsentError(f"cupy has no {dtype}")
-    try:
-        return _of_cupy_arrays(cupy, shape, dtype)
-    finally:
-        cupy.get_default_memory_pool().free_all_blocks()  # gigabytes that the next peer wants
-
-
-def _of_cupy_arrays(cupy, shape, dtype):
     logits = 4 * cupy.random.standard_normal(shape, dtype=cupy.float32)
     targets, each = cupy.random.randint(0, shape[1], shape[0]), cupy.arange(shape[0])
 

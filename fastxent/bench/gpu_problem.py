@@ -1,4 +1,4 @@
-"""Logits on a device for calls that are timed there: made, made anew, and some of their rows looked at afterwards."""
+"""Logits on a device for calls that are timed there: made, and made anew."""
 
 from typing import Any
 
@@ -12,16 +12,27 @@ from fastxent.backends.cuda.inputs import kind_of, scaling_of, shares_of
 from fastxent.backends.cuda.places import Rows
 from fastxent.backends.cuda.scores import KNOWN, Found, Picked
 from fastxent.backends.cuda.stream import Slot
-from fastxent.bench import exact
-from fastxent.state import IGNORED
+from fastxent.bench.gpu_bars import GRADIENT, IN_PLACE, LOSS
+from fastxent.state import IGNORED, RowScores
 
 _IGNORE_INDEX = -100
 # launches' bytes: a gigabyte is written ahead of a call, which takes a device longer than the host needs to ask for it
 AHEAD = 16
 # of logits in bfloat16, more than a cache holds: they are read then, else it would write back while the call is timed
 READ = 8192, 8192
+_OF_TOP = "top_ids", "top_log_probs"
+_COLUMNS = *Found._fields[: Found._fields.index("top_ids")], *_OF_TOP
 _PIECE = (1 << 26) - 16  # bytes that logits repeat: such that none is the same as those 2^32 before it
-_LOOKED_AT = 1 << 20  # logits, at most, where rows are looked at
+
+
+def calls_of(logits, targets, out, options):
+    """What is timed of some arrays, by name."""
+    function = fastxent.cross_entropy_with_grad
+    return {
+        LOSS: lambda: fastxent.cross_entropy(logits, targets, **options),
+        GRADIENT: lambda: function(logits, targets, out=out, **options),
+        IN_PLACE: lambda: function(logits, targets, out=logits, **options),
+    }
 
 
 class Problem:
@@ -36,24 +47,27 @@ class Problem:
         self.size = self.rows * self.classes * self.dtype.itemsize
         rng = np.random.default_rng()
         piece = min(self.size, _PIECE) // self.dtype.itemsize
-        self._piece = self._placed((4 * rng.standard_normal(piece, np.float32)).astype(self.dtype))
+        self._piece = self.placed((4 * rng.standard_normal(piece, np.float32)).astype(self.dtype))
         self.restore()
         indices = rng.integers(0, self.classes, self.rows)
-        self.indices = np.where(rng.random(self.rows) < ignored, IGNORED, indices)
-        self.targets = self._placed(self._given_targets())
-        self._options: dict[str, Any] = options or {}
-        placed = {name: self._placed(value) for name, value in self._options.items() if isinstance(value, np.ndarray)}
-        self.options = self._options | placed
-        self._read = self._placed(np.zeros(READ, np.dtype("bfloat16"))), self._placed(np.zeros(READ[0], np.int64))
+        some = np.arange(self.rows) > 0  # a mean over no row is none
+        self.indices = np.where((rng.random(self.rows) < ignored) & some, IGNORED, indices)
+        self.targets = self.placed(self.given_targets())
+        self.given: dict[str, Any] = options or {}
+        placed = {name: self.placed(value) for name, value in self.given.items() if isinstance(value, np.ndarray)}
+        self.options = self.given | placed
+        self._read = self.placed(np.zeros(READ, np.dtype("bfloat16"))), self.placed(np.zeros(READ[0], np.int64))
         machine.wait(self.stream)
 
-    def _placed(self, values) -> Any:
+    def placed(self, values) -> Any:
+        """The same numbers on the device."""
         array = DeviceArray(self.machine, 0, values.shape, values.dtype)
         self.machine.copy_to_device(self.stream, values, array.address)
         self.machine.wait(self.stream)
         return array
 
-    def _given_targets(self):
+    def given_targets(self):
+        """Class indices, as a caller has them."""
         return np.where(self.indices == IGNORED, _IGNORE_INDEX, self.indices)
 
     def release(self):
@@ -61,27 +75,6 @@ class Problem:
         self.machine.wait(self.stream)
         del self.logits, self.out, self.targets, self.options, self._ahead, self._read, self._piece
         self.slot.release()
-
-    def scoring(self, top_k):
-        """What scores with the ``top_k`` largest classes ask of the device."""
-        slot, scaling, count = self.slot, scaling_of(self.dtype, None, 1.0), self.rows
-        kind = kind_of(slot.machine, self.dtype, self.classes, self.indices, scaling, None)
-        places = slot.upload("targets", self.indices, np.int64), slot.zeros("flag", 1)
-        given = Rows(
-            self.logits.address, self.classes, places[0], count, self.classes, -(-self.classes // kind.strip), places[1]
-        )
-        shares = shares_of(slot, slice(0, count), None, kind, checks.loss_dtype(self.dtype), self.classes)
-        columns = [slot.reserve(f"score {k}", (count,), np.float64) for k in range(len(Found._fields) - 2)]
-        found = Found._make((*columns, slot.reserve("top_ids", (count, top_k), np.int64), top_k))
-        known = slot.reserve("known", (count, KNOWN), np.uint8)
-        picked = Picked(found.top_ids, top_k, slot.reserve("top_log_probs", (count, top_k), np.float64))
-
-        def score():
-            launches.score(slot, kind, given, shares, scaling, found, known)
-            if top_k:
-                launches.log_probs(slot, kind, given, scaling, known, picked)
-
-        return score
 
     def restore(self):
         """The logits as they were made."""
@@ -97,43 +90,56 @@ class Problem:
         self.machine.clear(self.stream, self._ahead.address, *self._ahead.shape)
         fastxent.cross_entropy(*self._read)
 
-    def some(self):
-        """Rows to look at, in order: the first two, the last two, those about logit 2^31, and as many others as do not
-        take long.
-        """
-        count = max(6, min(32, _LOOKED_AT // self.classes))
-        middle = min(2**31 // self.classes, self.rows - 1)
-        edges = {0, 1, middle, middle + 1, self.rows - 2, self.rows - 1}
-        others = np.random.default_rng().integers(0, self.rows, max(0, count - len(edges)))
-        return [i for i in sorted(edges | set(others.tolist())) if 0 <= i < self.rows]
+    def calls(self):
+        """Those that are timed, by name."""
+        return calls_of(self.logits, self.targets, self.out, self.options)
 
-    def figures(self):
-        """Of a check of `some` rows, whose gradients have overwritten nonsense: see `fastxent.bench.exact`."""
-        some, function = self.some(), fastxent.cross_entropy_with_grad
-        step = self.classes * self.dtype.itemsize
-        poison = self._placed(np.full(self.classes, np.nan, self.dtype))
-        for i in some:
-            self.machine.copy(self.stream, poison.address, self.out.address + i * step, step)
-        losses, _ = function(self.logits, self.targets, reduction="none", out=self.out, **self.options)
-        alone = fastxent.cross_entropy(self.logits, self.targets, reduction="none", **self.options)
-        found, of_loss = (self._fetched(array.address, self.rows, array.dtype)[some] for array in (losses, alone))
-        logits, gradient = (
-            np.stack([self._fetched(array.address + i * step, self.classes, array.dtype) for i in some])
-            for array in (self.logits, self.out)
-        )
-        options: dict[str, Any] = {
-            name: value.astype(float) if isinstance(value, np.ndarray) else value
-            for name, value in self._options.items()
-        }
-        targets = self._given_targets()[some]
-        wanted = function(logits.astype(float), targets, reduction="none", backend="reference", **options)
-        scale = np.abs(wanted[1]).max(axis=1, keepdims=True) if options else None  # options add and subtract
-        more = exact.SOFTCAP if "softcap" in options else 0.0
-        yield from exact.loss_and_gradient((found, gradient), wanted, self.dtype, scale=scale, more=more)
-        yield "loss alone", of_loss, wanted[0], exact.promised(self.dtype)[0] + more
-
-    def _fetched(self, address, count, dtype):
+    def fetched(self, address, count, dtype):
+        """Numbers of the device."""
         values = np.empty(count, dtype)
         self.machine.copy_to_host(self.stream, values, address)
         self.machine.wait(self.stream)
         return values
+
+
+class Scoring:
+    """Scores of a `Problem` with the ``top_k`` largest classes, as `fastxent.score` asks them of the device."""
+
+    def __init__(self, problem, top_k):
+        self.slot, self._rows, self._top_k = problem.slot, problem.rows, top_k
+        slot, count, indices = self.slot, self._rows, problem.indices
+        self._scaling = scaling_of(problem.dtype, None, 1.0)
+        self._kind = kind_of(slot.machine, problem.dtype, problem.classes, indices, self._scaling, None)
+        places = slot.upload("targets", indices, np.int64), slot.zeros("flag", 1)
+        strips = -(-problem.classes // self._kind.strip)
+        self._given = Rows(
+            problem.logits.address, problem.classes, places[0], count, problem.classes, strips, places[1]
+        )
+        real = checks.loss_dtype(problem.dtype)
+        self._shares = shares_of(slot, slice(0, count), None, self._kind, real, problem.classes)
+        # zeros are no scores, should a kernel leave them
+        *columns, top, log_probs = (
+            slot.zeros(name, max(1, count * top_k if name in _OF_TOP else count)) for name in _COLUMNS
+        )
+        self._found = Found._make((*columns, top, top_k))
+        self._known = slot.reserve("known", (count, KNOWN), np.uint8)
+        self._picked = Picked(top, top_k, log_probs)
+
+    def ask(self):
+        """Ask for them."""
+        about = self._kind, self._given
+        launches.score(self.slot, *about, self._shares, self._scaling, self._found, self._known)
+        if self._top_k:
+            launches.log_probs(self.slot, *about, self._scaling, self._known, self._picked)
+
+    def found(self, some):
+        """`fastxent.state.RowScores` of some rows, of what was asked for last."""
+        result = RowScores.allocate(len(some), self._top_k, 0)
+        for name in _COLUMNS:
+            column = getattr(result, name)
+            if column.size:
+                dtype = np.int64 if name == "top_ids" else np.float64  # a kernel's ranks are float64
+                filled = self.slot.download(name, (self._rows, *column.shape[1:]), dtype)
+                self.slot.machine.wait(self.slot.stream)
+                column[...] = filled[some]
+        return result

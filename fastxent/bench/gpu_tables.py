@@ -1,6 +1,5 @@
 """The tables of a GPU, in Markdown, of what ``fastxent compare --suite gpu --json`` wrote."""
 
-from itertools import groupby
 from typing import Any
 
 from fastxent.bench import report
@@ -31,13 +30,9 @@ def section(record):
 
 def conditions(record):
     """Which device, which versions, when, and how its checks went."""
-    capability = ".".join(map(str, record["compute_capability"]))
     checks = record["checks"]
     right = sum(check["right"] is True for check in checks)
-    return (
-        f"{record['device']}, compute capability {capability}; fastxent {record['fastxent']}; measured "
-        f"{record['date']}; {right:,} of {len(checks):,} checks right"
-    )
+    return f"{report.gpu(record)}; {right:,} of {len(checks):,} checks right"
 
 
 def _of_shapes(known):
@@ -58,7 +53,7 @@ def _of_shapes(known):
 def _of_options(known):
     rows = []
     for (shape, dtype), found in known.items():
-        for option, _ in groupby(found, key=lambda about: about[0]):
+        for option in dict.fromkeys(candidate for candidate, _ in found):
             if option in (_PLAIN, OURS) or (option, LOSS) not in found:
                 continue
             each = [_times(found.get((option, name)), found.get((_PLAIN, name))) for name in (LOSS, GRADIENT)]

@@ -6,61 +6,53 @@ from typing import Any
 
 import numpy as np
 
-import fastxent
-from fastxent.bench import gpu_tensors
-from fastxent.bench.gpu_bars import COPY, GRADIENT, HOST, IN_PLACE, LOSS, OURS
-from fastxent.bench.gpu_problem import Problem
+from fastxent.bench import gpu_figures, gpu_tensors
+from fastxent.bench.gpu_bars import COPY, HOST, IN_PLACE, OURS
+from fastxent.bench.gpu_problem import Problem, Scoring, calls_of
 from fastxent.bench.gpu_record import Check, Time
 from fastxent.bench.record import Seconds, lengths
 
 _ROUNDS, _WARM_SECONDS = 20, 0.1  # an idle device's clocks take some time to rise
-# what takes a device less time than the host needs to ask for it
-ASKED_SHAPE, ASKED_DTYPE, _ASKINGS, _UNASKED = (64, 1000), "bfloat16", 200, 3
+# what takes a device less time than the host needs to ask for it; the first calls make their plans
+ASKED_SHAPE, ASKED_DTYPE, _ASKINGS, _FIRST = (64, 1000), "bfloat16", 200, 3
 _SCORED = 1 << 18  # rows: what kernels leave each other of more would be gigabytes of page-locked memory
-
-
-def _calls(logits, targets, out, options):
-    function = fastxent.cross_entropy_with_grad
-    return {
-        LOSS: lambda: fastxent.cross_entropy(logits, targets, **options),
-        GRADIENT: lambda: function(logits, targets, out=out, **options),
-        IN_PLACE: lambda: function(logits, targets, out=logits, **options),
-    }
 
 
 def time_calls(machine, shape, dtype, label=OURS, **named):
     """`Time`s of one shape, beside a copy of the same bytes: the loss, the loss with its gradient, new and in place,
-    and without options scores. First a `Check` of some rows' own losses and gradients at that shape; where these are
-    wrong no time is given.
+    and without options scores. First a `Check` of these, see `fastxent.bench.gpu_figures`; where one is wrong only
+    the copy has a time.
     """
     about = shape, np.dtype(dtype).name, label
     with machine.current():
         problem = Problem(machine, shape, dtype, **named)
         try:
-            calls = {name: (body, problem.stream) for name, body in _calls_of(problem).items()}
+            scorings = {}
             if named.get("options") is None and shape[0] <= _SCORED:
-                for name, top_k in (("score", 0), ("score with top 5", 5)):
-                    calls[name] = problem.scoring(top_k), problem.slot.stream
+                scorings = {"score": Scoring(problem, 0), "score with top 5": Scoring(problem, 5)}
+            calls = {name: (body, problem.stream) for name, body in _calls_of(problem).items()}
+            calls |= {name: (scoring.ask, scoring.slot.stream) for name, scoring in scorings.items()}
             seconds = _in_turn(problem, calls)
-            check = Check.of(f"{lengths(shape)} {about[1]}, {label}, as timed", problem.figures())
+            figures = gpu_figures.figures(problem, scorings.values())
+            check = Check.of(f"{lengths(shape)} {about[1]}, {label}, as timed", figures)
         finally:
             problem.release()
     copied = seconds.pop(COPY)
+    ceiling = [Time.of(COPY, (*about[:2], COPY), copied, copied.median)] if label == OURS else []
     if not check.right:
-        return [check, *(Time(name, *about, note="wrong") for name in seconds)]
+        return [check, *ceiling, *(Time(name, *about, note="wrong") for name in seconds)]
     # a copy reads and writes, as a gradient does
     times = [
         Time.of(name, about, found, copied.median if "gradient" in name else copied.median / 2)
         for name, found in seconds.items()
     ]
-    ceiling = [Time.of(COPY, (*about[:2], COPY), copied, copied.median)] if label == OURS else []
     return [check, *ceiling, *times]
 
 
 def _calls_of(problem):
     machine, stream = problem.machine, problem.stream
     copy = {COPY: lambda: machine.copy(stream, problem.logits.address, problem.out.address, problem.size)}
-    return copy | _calls(problem.logits, problem.targets, problem.out, problem.options)
+    return copy | problem.calls()
 
 
 def _in_turn(problem, calls):
@@ -103,7 +95,7 @@ def time_asking(machine):
             kind = "torch's" if tensors else "our own"
             return [
                 Time(name, ASKED_SHAPE, ASKED_DTYPE, HOST, _seconds_to_ask(problem, body), note=f"of {kind} arrays")
-                for name, body in _calls(logits, targets, out, {}).items()
+                for name, body in calls_of(logits, targets, out, {}).items()
             ]
         finally:
             problem.release()
@@ -116,7 +108,7 @@ def _seconds_to_ask(problem, body):
         body()
         samples.append(time.perf_counter() - start)
     problem.machine.wait(problem.stream)
-    return Seconds.of(samples[_UNASKED:])
+    return Seconds.of(samples[_FIRST:])
 
 
 def _in_torch(problem):

@@ -97,9 +97,7 @@ def render_gpu(record):
             [[problem, report.number(error), figure, note] for error, problem, figure, note in errors],
         ),
     ]
-    capability = ".".join(map(str, record["compute_capability"]))
-    subtitle = f"{record['device']}, compute capability {capability}; fastxent {record['fastxent']}, {record['date']}"
-    return page.lay_out("fastxent on a GPU", subtitle, figures, pictures.of_times(times), tables)
+    return page.lay_out("fastxent on a GPU", report.gpu(record), figures, pictures.of_times(times), tables)
 
 
 def _clocked(seconds):

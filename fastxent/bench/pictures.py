@@ -220,9 +220,11 @@ def _draw_confidence(axes, key, curves, styles):
 
 def of_times(times):
     """Bars of a GPU suite's times, of losses with gradients: a picture a shape and dtype."""
-    wanted = [one for one in times if one["of_ceiling"] and one["operation"] == "loss and gradient"]
-    groups = groupby(wanted, key=lambda one: (tuple(one["shape"]), one["dtype"]))
-    return [_alone(partial(_draw_times, about=about, each=list(each)), _WIDE, 2.4) for about, each in groups]
+    groups: dict[tuple, list] = {}
+    for one in times:
+        if one["of_ceiling"] and one["operation"] == "loss and gradient":
+            groups.setdefault((tuple(one["shape"]), one["dtype"]), []).append(one)
+    return [_alone(partial(_draw_times, about=about, each=each), _WIDE, 2.4) for about, each in groups.items()]
 
 
 def _draw_times(axes, about, each):

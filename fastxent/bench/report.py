@@ -164,6 +164,14 @@ def machine(comparison: Comparison):
     return "; ".join(f"{name} {value}" for name, value in comparison.machine.items())
 
 
+def gpu(record):
+    """The device of the record of a GPU's suite, the versions on it, and when, in a line."""
+    capability = ".".join(map(str, record["compute_capability"]))
+    software = ", ".join(f"{name} {version}" for name, version in record["software"].items())
+    versions = f"fastxent {record['fastxent']}{software and f', {software}'}"
+    return f"{record['device']}, compute capability {capability}; {versions}; measured {record['date']}"
+
+
 def rows(limit, cells, columns=COLUMNS):
     """The texts of a table: of each candidate that was timed, the fastest first, and of the limit."""
     for cell in sorted((cell for cell in cells if cell.seconds), key=_median):

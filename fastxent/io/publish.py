@@ -79,7 +79,13 @@ def is_store(path):
 
 
 def write_text(path, text):
-    """A file that has all of a text, or what it had before."""
+    """A file that has all of a text, or what it had before; a link's is the one it leads to, and what is no file, such
+    as a terminal, just has it.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, "utf-8", "backslashreplace")
+        return
+    path = path.resolve()
     part = path.with_name(f"{path.name}.part")
     try:
         part.write_text(text, "utf-8", "backslashreplace")
