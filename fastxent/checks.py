@@ -64,6 +64,9 @@ def is_on_device(array):
     """Whether an array lies on a CUDA device, by its own word."""
     if isinstance(array, np.ndarray):
         return False
+    is_cuda = getattr(array, "is_cuda", None)  # torch's, whose other word for it takes 2 us
+    if isinstance(is_cuda, bool):
+        return is_cuda
     if hasattr(array, "__dlpack_device__"):
         return array.__dlpack_device__()[0] == _DLPACK_CUDA
     return hasattr(array, "__cuda_array_interface__")

@@ -38,7 +38,7 @@ def run_on(monkeypatch):
 
     def install(machine):
         runner = run.Runner(machine)
-        monkeypatch.setattr(run, "_runner_on", lambda module: runner)
+        monkeypatch.setattr(run, "_RUNNERS", [runner])
         return machine
 
     return install

@@ -57,8 +57,13 @@ def _asked(logits, targets, options, gradient, check):
     machine = runner().machine
     library = library_of_logits(logits, machine)
     slot = scratch_of(machine, handle := library.stream(logits))
-    given = {"logits": logits, "targets": targets, "weight": options.weight, "sample_weight": options.sample_weight}
-    given |= gradient or {}
+    given = {"logits": logits, "targets": targets}
+    if options.weight is not None:
+        given["weight"] = options.weight
+    if options.sample_weight is not None:
+        given["sample_weight"] = options.sample_weight
+    if gradient is not None:
+        given |= gradient
     about = calls.known(given, (gradient is None, *_scalars(options)), library, slot, handle)
     if about[-1] is None:
         view = library.view(logits)

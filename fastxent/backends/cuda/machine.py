@@ -79,13 +79,18 @@ class _Current:
     def __init__(self, context):
         from cuda.bindings import driver
 
-        self._driver, self._context = driver, context
+        self._context, self._success = context, driver.CUresult.CUDA_SUCCESS
+        self._push, self._pop = driver.cuCtxPushCurrent, driver.cuCtxPopCurrent
 
     def __enter__(self):
-        _checked(self._driver.cuCtxPushCurrent(self._context))
+        answer = self._push(self._context)
+        if answer[0] != self._success:
+            _checked(answer)
 
     def __exit__(self, *error):
-        _checked(self._driver.cuCtxPopCurrent())
+        answer = self._pop()
+        if answer[0] != self._success:
+            _checked(answer)
 
 
 class Machine:

@@ -49,18 +49,20 @@ class Plan:
     """
 
     def __init__(self, steps, new, note, pieces, lengths):
-        self._steps, self.new, self.note, self.pieces, self._lengths = steps, new, note, pieces, lengths
+        self._steps, self.new, self.note, self.pieces = steps, new, note, pieces
+        self._length = lengths.pop("out", 0)
+        self._others = tuple(lengths.items())
 
     def may_write(self, addresses):
         """Whether ``out`` is none or the logits or apart from all else: what it overlaps, the call itself says."""
-        if "out" not in addresses or addresses["out"] == addresses["logits"]:
+        start = addresses.get("out")
+        if start is None or start == addresses["logits"]:
             return True
-        start, length = addresses["out"], self._lengths["out"]
-        return not any(
-            addresses[name] < start + length and start < addresses[name] + size
-            for name, size in self._lengths.items()
-            if name != "out"
-        )
+        end = start + self._length
+        for name, size in self._others:
+            if addresses[name] < end and start < addresses[name] + size:
+                return False
+        return True
 
     def ask(self, stream, addresses: dict[str, Any]):
         """All steps again, with the caller's arrays at these addresses."""

@@ -1,9 +1,9 @@
 """Blocks of rows of the host taken through a machine's kernels: which kernels, on what, and where the results go."""
 
-import functools
 import importlib
 import os
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from fastxent.backends.cuda.write import Written
 from fastxent.checks import loss_dtype
 from fastxent.state import FIELDS, IGNORED, Statistics
 
+_RUNNERS: list[Any] = []  # that of this process, once it is asked for
 _FIELDS = Statistics.__slots__
 _DLPACK_CUDA = 2
 _MASS = FIELDS.index("mass")
@@ -271,12 +272,10 @@ def is_simulated():
 
 def runner():
     """The one of this process."""
-    return _runner_on("simulated" if is_simulated() else "machine")
-
-
-@functools.cache
-def _runner_on(module):
-    return Runner(importlib.import_module(f"fastxent.backends.cuda.{module}").Machine())
+    if not _RUNNERS:
+        module = importlib.import_module(f"fastxent.backends.cuda.{'simulated' if is_simulated() else 'machine'}")
+        _RUNNERS.append(Runner(module.Machine()))
+    return _RUNNERS[0]
 
 
 def wanted_of(result):
