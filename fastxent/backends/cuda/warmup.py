@@ -165,6 +165,7 @@ def _check_architecture(architecture):
 def _architectures():
     """Those there are kernels for, of those that the compilers know."""
     try:
+        import cuda.core  # noqa: F401
         import numba_cuda  # noqa: F401
         from cuda.bindings import nvjitlink, nvrtc
 
