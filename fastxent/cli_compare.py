@@ -91,6 +91,8 @@ def compare(
     for path in filter(None, (json_file, page_file, picture_file)):
         if not path.parent.is_dir():
             raise click.UsageError(f"{path.parent} is not a folder")
+        if path.is_symlink() and path.is_relative_to("/dev"):
+            raise click.UsageError(f"{path} has the tables already; name a file of its own")
     if page_file or picture_file:
         try:
             page.check()
@@ -136,13 +138,14 @@ def _ended_by_signals():
     """What is to be done at the end is done where the process is told to end, too, as a job's time limit does."""
 
     def end(number, frame):
+        signal.signal(number, signal.SIG_IGN)  # it may come twice
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _write(json_file, record):
@@ -161,25 +164,26 @@ def _on_gpu(json_file, page_file):
         raise runs.RunError(f"the suite needs a GPU, and {reason}")
     found: list = []
     written = time.monotonic()
+    rewritable = json_file and (json_file.is_file() or not json_file.exists())  # what reads a pipe reads it once
     work = apart.results(gpu.units, gpu.is_well, _PATIENCE, gpu.UNTIL + _MORE)
-    try:
-        with _ended_by_signals(), contextlib.closing(work):
+    with _ended_by_signals(), contextlib.closing(work):
+        try:
             for several in work:
                 found += several
                 for one in several:
                     if not isinstance(one, gpu.Check) or one.right is False:
                         click.echo(str(one))
-                if json_file and time.monotonic() > written + _BETWEEN:
+                if rewritable and time.monotonic() > written + _BETWEEN:
                     _write(json_file, gpu.record(found))
                     written = time.monotonic()
-    except apart.NothingBegunError as failure:
-        raise runs.RunError(str(failure)) from failure
-    finally:
-        record = gpu.record(found)
-        if json_file:
-            _write(json_file, record)
-        if page_file:
-            page_file.write_text(pages.render_gpu(record), "utf-8")
+        except apart.NothingBegunError as failure:
+            raise runs.RunError(str(failure)) from failure
+        finally:
+            record = gpu.record(found)
+            if json_file:
+                _write(json_file, record)
+            if page_file:
+                page_file.write_text(pages.render_gpu(record), "utf-8")
     wrong, unknown = (sum(check["right"] is how for check in record["checks"]) for how in (False, None))
     left_out = f", {unknown} left out" if unknown else ""
     timed = sum(time["seconds"] is not None for time in record["times"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from fastxent.bench import (
     gpu,
     gpu_bars,
     gpu_checks,
+    gpu_figures,
     gpu_peers,
     gpu_problem,
     gpu_tables,
@@ -147,7 +149,7 @@ class TestSuite:
     @pytest.mark.parametrize(
         ("wrong", "seen"),
         [
-            (("cross_entropy", "none", 0), {"loss alone"}),
+            (("cross_entropy", "none", 0), {"loss alone", "losses of all rows"}),
             (("cross_entropy", "mean", 0), {"mean"}),
             (("cross_entropy_with_grad", "mean", 0), {"mean with its gradient"}),
             (("cross_entropy_with_grad", "mean", "apart"), {"gradient of the mean", "bits in place"}),
@@ -185,6 +187,48 @@ class TestSuite:
         assert {figure for figure, error in check.errors if error > 1} == seen
         assert copy.seconds is not None
         assert {(one.seconds, one.note) for one in times} == {(None, "wrong")}
+
+    @pytest.mark.parametrize("value", [np.nan, 7.0])
+    def test_a_wrong_loss_of_a_row_that_is_not_looked_at_is_seen(self, monkeypatch, value):
+        verb, machine = fastxent.cross_entropy, gpu.runner().machine
+
+        def wrong(*given, **options):
+            losses = verb(*given, **options)
+            if options.get("reduction") == "none":
+                values = np.empty(losses.shape, losses.dtype)
+                machine.copy_to_host(0, values, losses.address)
+                values[2] = value
+                machine.copy_to_device(0, values, losses.address)
+            return losses
+
+        monkeypatch.setattr(fastxent, "cross_entropy", wrong)
+        monkeypatch.setattr(gpu_figures, "_some", lambda problem: [0, 1])
+        with machine.current():
+            problem = gpu_problem.Problem(machine, (3, 9), "float32")
+            check = Check.of("", gpu_figures.figures(problem))
+        assert {figure for figure, error in check.errors if error > 1} == {"losses of all rows"}
+
+    def test_losses_that_are_no_numbers_are_seen_though_all_agree(self, monkeypatch):
+        machine = gpu.runner().machine
+        monkeypatch.setattr(gpu_figures, "_some", lambda problem: [0, 1])
+        with machine.current():
+            problem = gpu_problem.Problem(machine, (3, 9), "float32")
+            spoilt = problem.placed(np.full(9, np.nan, np.float32))
+            machine.copy(0, spoilt.address, problem.logits.address + 2 * 36, 36)
+            check = Check.of("", gpu_figures.figures(problem))
+        assert {figure for figure, error in check.errors if error > 1} == {"all of them numbers"}
+
+    def test_a_score_that_does_nothing_is_seen_behind_one_that_did(self, monkeypatch):
+        machine = gpu.runner().machine
+        with machine.current():
+            problem = gpu_problem.Problem(machine, (3, 9), "float32")
+            scoring = gpu_problem.Scoring(problem, 2)
+            scoring.ask()
+            monkeypatch.setattr(launches, "score", lambda *about: None)
+            check = Check.of("", gpu_figures.figures(problem, [scoring]))
+        assert {"nll of scores", "rank of scores", "top_ids of scores"} <= {
+            figure for figure, error in check.errors if error > 1
+        }
 
     def test_timed_calls_see_the_same_logits_each_time(self, monkeypatch):
         """Also those whose gradient takes the logits' place."""
@@ -227,6 +271,22 @@ class TestSuite:
         assert [json.loads(file.read_text())] == written
         (check,) = written[0]["checks"]
         assert check == {"problem": "5 x 4, abacus", "errors": {"loss": 0.5}, "right": True, "note": ""}
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs mkfifo")
+    def test_who_reads_a_pipe_gets_one_record(self, monkeypatch, tmp_path):
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        monkeypatch.setattr(cli_compare, "_BETWEEN", 0.0)
+        monkeypatch.setattr(apart, "results", lambda *about: ([Check(name)] for name in "abc"))
+        with ThreadPoolExecutor(1) as reader:
+            found = reader.submit(pipe.read_text)
+            CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", "--json", str(pipe)])
+        assert [check["problem"] for check in json.loads(found.result())["checks"]] == ["a", "b", "c"]
+
+    @pytest.mark.skipif(not Path("/dev/stdout").is_symlink(), reason="needs /dev/stdout")
+    def test_a_record_is_no_table(self):
+        done = CliRunner().invoke(cli_compare.compare, ["--suite", "gpu", "--json", "/dev/stdout"])
+        assert (done.exit_code, "name a file of its own" in done.stderr) == (2, True)
 
     def test_command(self, monkeypatch, tmp_path):
         pytest.importorskip("jinja2"), pytest.importorskip("matplotlib")
@@ -354,6 +414,7 @@ def test_a_suite_that_is_told_to_end_leaves_its_record_and_no_process(tmp_path):
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         (work,) = (child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
         process.terminate()
+        process.terminate()  # as some who end a job do
         assert process.wait(20) == 128 + signal.SIGTERM
     assert json.loads(file.read_text())["checks"]
     assert not Path(f"/proc/{work}").exists()

@@ -6,6 +6,7 @@ rows of several strips. What must not happen on a GPU is an error there: tests a
 
 import ast
 import functools
+import importlib.util
 import os
 from pathlib import Path
 
@@ -400,6 +401,15 @@ def test_sources_that_change_while_they_are_in_use_are_those_that_were_read(monk
     monkeypatch.setattr(compiler, "sources", list)
     assert compiler._digest_of_sources() != before.name
     assert compiler.folder() == before
+
+
+def test_a_package_without_sources_keeps_no_kernels(monkeypatch, tmp_path):
+    missing = tmp_path / "rowmath.py"
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [missing])
+    spec = importlib.util.spec_from_file_location("compiler_without_sources", compiler.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.folder() is None
 
 
 def test_where_nothing_can_be_compiled_what_others_have_compiled_is_taken(monkeypatch, tmp_path):

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 _LOOKING = 1.0  # seconds from one look at whether a process is there to the next
-_BEGINNING = 60.0  # seconds more for a process's first piece of work, to import what that needs
+# seconds more for a process's first piece of work, to import what that needs; and what it has at least
+_BEGINNING, _LEAST = 60.0, 30.0
 
 
 class NothingBegunError(RuntimeError):
@@ -53,12 +54,15 @@ def _of_one_process(listed, is_well, patience, start, until, done, before):
     process.start()
     theirs.close()
     line, allowed = None, patience + _BEGINNING
+
+    def left(least):
+        """Of what is allowed; something to begin, and to say what is left out."""
+        return max(least, min(allowed, start + until - time.monotonic()))
+
     try:
-        while (line := _next(ours, process, allowed)) is not None:
+        while (line := _next(ours, process, left(_LEAST))) is not None:
             began = time.monotonic()
-            # what is left out takes a moment too
-            allowed = max(1.0, min(allowed, start + until - began))
-            found, goes_on = _next(ours, process, allowed)
+            found, goes_on = _next(ours, process, left(1.0))
             line, allowed = None, patience
             yield found
             if not goes_on:

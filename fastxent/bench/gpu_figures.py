@@ -20,11 +20,16 @@ def figures(problem, scorings=()):
     """Of a check of a `fastxent.bench.gpu_problem.Problem` and its `Scoring`s: a name, what was got, what is wanted,
     what is promised, and of what. The logits are gone afterwards.
     """
-    rows = _Rows(problem)
-    for scoring in scorings:
-        yield from rows.of_scores(scoring)
-    losses = yield from rows.one_by_one()
-    yield from rows.of_the_mean(losses)
+    before = problem.machine.checked
+    problem.machine.checked = True  # what kernels are to fill holds nonsense
+    try:
+        rows = _Rows(problem)
+        for scoring in scorings:
+            yield from rows.of_scores(scoring)
+        losses = yield from rows.one_by_one()
+        yield from rows.of_the_mean(losses)
+    finally:
+        problem.machine.checked = before
 
 
 class _Rows:
@@ -51,11 +56,13 @@ class _Rows:
         self._spoil(problem.out)
         losses, _ = fastxent.cross_entropy_with_grad(problem.logits, problem.targets, out=problem.out, **named)
         alone = fastxent.cross_entropy(problem.logits, problem.targets, **named)
-        all_losses = self._numbers_of(losses)
+        all_losses, all_alone = self._numbers_of(losses), self._numbers_of(alone)
         found, wanted = (all_losses[self._some], self._rows_of(problem.out)), (self._loss, self._gradient)
         yield from exact.loss_and_gradient(found, wanted, problem.dtype, scale=self._scale, more=self._more)
         promised, _ = exact.promised(problem.dtype)
-        yield "loss alone", self._numbers_of(alone)[self._some], self._loss, promised + self._more
+        yield "loss alone", all_alone[self._some], self._loss, promised + self._more
+        yield "losses of all rows", all_alone, all_losses.astype(float), 2 * (promised + self._more)
+        yield "all of them numbers", np.isfinite(all_losses).all(), np.bool_(True), 0.0
         return all_losses
 
     def of_the_mean(self, losses):
@@ -77,6 +84,7 @@ class _Rows:
 
     def of_scores(self, scoring):
         """Every column of them, as `fastxent.score` would have them."""
+        scoring.forget()
         scoring.ask()
         found = scoring.found(self._some)
         named = {"ids": np.empty((len(self._some), 0), np.int64), "top_k": found.top_ids.shape[1]}

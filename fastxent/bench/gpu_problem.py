@@ -1,5 +1,7 @@
 """Logits on a device for calls that are timed there: made, and made anew."""
 
+import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ AHEAD = 16
 # of logits in bfloat16, more than a cache holds: they are read then, else it would write back while the call is timed
 READ = 8192, 8192
 _OF_TOP = "top_ids", "top_log_probs"
-_COLUMNS = *Found._fields[: Found._fields.index("top_ids")], *_OF_TOP
+_COLUMNS = Found._fields[: Found._fields.index("top_ids")]
 _PIECE = (1 << 26) - 16  # bytes that logits repeat: such that none is the same as those 2^32 before it
 
 
@@ -33,6 +35,12 @@ def calls_of(logits, targets, out, options):
         GRADIENT: lambda: function(logits, targets, out=out, **options),
         IN_PLACE: lambda: function(logits, targets, out=logits, **options),
     }
+
+
+@functools.cache
+def _normals(count):
+    """So many of a process's own, of deviation 4: they take a second to draw."""
+    return 4 * np.random.default_rng().standard_normal(count, np.float32)
 
 
 class Problem:
@@ -47,7 +55,7 @@ class Problem:
         self.size = self.rows * self.classes * self.dtype.itemsize
         rng = np.random.default_rng()
         piece = min(self.size, _PIECE) // self.dtype.itemsize
-        self._piece = self.placed((4 * rng.standard_normal(piece, np.float32)).astype(self.dtype))
+        self._piece = self.placed(_normals(piece).astype(self.dtype))
         self.restore()
         indices = rng.integers(0, self.classes, self.rows)
         some = np.arange(self.rows) > 0  # a mean over no row is none
@@ -72,7 +80,8 @@ class Problem:
 
     def release(self):
         """Give the device its memory back."""
-        self.machine.wait(self.stream)
+        for stream in (self.stream, self.slot.stream):
+            self.machine.wait(stream)
         del self.logits, self.out, self.targets, self.options, self._ahead, self._read, self._piece
         self.slot.release()
 
@@ -117,11 +126,12 @@ class Scoring:
         )
         real = checks.loss_dtype(problem.dtype)
         self._shares = shares_of(slot, slice(0, count), None, self._kind, real, problem.classes)
-        # zeros are no scores, should a kernel leave them
-        *columns, top, log_probs = (
-            slot.zeros(name, max(1, count * top_k if name in _OF_TOP else count)) for name in _COLUMNS
-        )
-        self._found = Found._make((*columns, top, top_k))
+        self._places: dict[str, tuple[int, ...]] = dict.fromkeys(_COLUMNS, (count,))
+        if top_k:
+            self._places |= dict.fromkeys(_OF_TOP, (count, top_k))
+        at = {name: slot.reserve(f"{name} of {top_k}", shape, np.int64) for name, shape in self._places.items()}
+        top, log_probs = (at.pop(name, 0) for name in _OF_TOP)
+        self._found = Found._make((*at.values(), top, top_k))
         self._known = slot.reserve("known", (count, KNOWN), np.uint8)
         self._picked = Picked(top, top_k, log_probs)
 
@@ -132,14 +142,17 @@ class Scoring:
         if self._top_k:
             launches.log_probs(self.slot, *about, self._scaling, self._known, self._picked)
 
+    def forget(self):
+        """Let there be no scores: zeros are none."""
+        for name, shape in self._places.items():
+            self.slot.zeros(f"{name} of {self._top_k}", math.prod(shape))
+
     def found(self, some):
         """`fastxent.state.RowScores` of some rows, of what was asked for last."""
         result = RowScores.allocate(len(some), self._top_k, 0)
-        for name in _COLUMNS:
-            column = getattr(result, name)
-            if column.size:
-                dtype = np.int64 if name == "top_ids" else np.float64  # a kernel's ranks are float64
-                filled = self.slot.download(name, (self._rows, *column.shape[1:]), dtype)
-                self.slot.machine.wait(self.slot.stream)
-                column[...] = filled[some]
+        for name, shape in self._places.items():
+            dtype = np.int64 if name == "top_ids" else np.float64  # a kernel's ranks are float64
+            filled = self.slot.download(f"{name} of {self._top_k}", shape, dtype)
+            self.slot.machine.wait(self.slot.stream)
+            getattr(result, name)[...] = filled[some]
         return result

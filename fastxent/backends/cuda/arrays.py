@@ -4,6 +4,7 @@ torch and cupy are asked in their own words, where that is quick; anything else 
 interface. Nothing here imports a framework, copies or waits.
 """
 
+import contextlib
 import functools
 import math
 import sys
@@ -16,8 +17,6 @@ from fastxent import checks
 from fastxent.backends.cuda import dlpack
 from fastxent.backends.cuda.dlpack import Borrowed, in_c_order
 from fastxent.backends.cuda.scratch import refuse_capture
-
-_ALWAYS_THERE = 0, 1, 2  # handles of the default streams
 
 
 class View(NamedTuple):
@@ -42,9 +41,12 @@ class DeviceArray:
         The one its numbers are being written on: whoever reads them waits for that.
     held : object
         Whatever that stream is there for as long as.
+    is_handed_on : bool
+        Whether only a framework takes capsules of it, whose streams outlive its arrays.
     """
 
     device = 0
+    is_handed_on = False
 
     def __init__(self, machine, handle, shape, dtype, held=None):
         self.shape, self.dtype, self.stream = tuple(shape), np.dtype(dtype), handle
@@ -58,14 +60,15 @@ class DeviceArray:
             machine.spoil(stream, self.address, size)
 
     def __del__(self):
-        """It goes when the default streams that capsules were taken for, which are always there, have read it."""
+        """It goes when those have read it whose streams are there still: the default one, and a framework's own."""
         if not hasattr(self, "address") or sys.is_finalizing():
             return
         machine, stream = self._machine, self._machine.stream_of(self.stream)
         with machine.current():
             for handle in self._readers:
-                if not machine.is_capturing(machine.stream_of(handle)):
-                    machine.follow(stream, handle)
+                with contextlib.suppress(RuntimeError):  # of the default stream, while another is captured
+                    if not machine.is_capturing(machine.stream_of(handle)):
+                        machine.follow(stream, handle)
             machine.give(stream, self.address)
 
     @property
@@ -89,11 +92,11 @@ class DeviceArray:
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("arrays of a GPU are handed over as they are, there")
         capsule = dlpack.capsule_of(self, self.__dlpack_device__()[0])
-        handle = stream or 0
+        handle = 0 if stream in (None, 1) else stream  # the default stream goes by both
         if handle not in (-1, self.stream):
             with self._machine.current():
                 self._machine.follow(self._machine.stream_of(handle), self.stream)
-            if handle in _ALWAYS_THERE:  # of another stream nobody says how long its handle is one
+            if handle == 0 or self.is_handed_on:  # of another stream nobody says how long its handle is one
                 self._readers.add(handle)
         return capsule
 

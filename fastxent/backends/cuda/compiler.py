@@ -103,12 +103,15 @@ def _digest_of_sources():
     return hashlib.sha256(each.encode()).hexdigest()[:16]
 
 
-_DIGEST = _digest_of_sources()  # of what has been imported, whatever becomes of the files
+try:
+    _DIGEST = _digest_of_sources()  # of what has been imported, whatever becomes of the files
+except OSError:  # a package without them
+    _DIGEST = None
 
 
 def folder():
     """Where the kernels of these sources are kept, whoever compiled them; None where there is no such place."""
-    return cache.folder(f"cuda/{_DIGEST}")
+    return _DIGEST and cache.folder(f"cuda/{_DIGEST}")
 
 
 def can_compile():

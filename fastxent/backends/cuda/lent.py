@@ -66,4 +66,5 @@ def _in_kind(like, array):
     """An array of ours by ``from_dlpack`` of the namespace that ``like`` names, if it names one."""
     if not isinstance(array, DeviceArray) or not hasattr(like, "__array_namespace__"):
         return array
+    array.is_handed_on = True
     return like.__array_namespace__().from_dlpack(array)

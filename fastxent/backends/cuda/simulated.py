@@ -31,6 +31,7 @@ class Machine:
     """The methods of `machine.Machine` without a GPU. Copies are immediate, and so is what a kernel does."""
 
     layout, name, architecture = SIMULATED, "simulated", (9, 0)
+    checked = True  # what kernels are to fill holds nonsense before, always
     together = 4  # blocks that wait for each other; so many are on the way
     at_once = 1  # as far as anyone asks: then a group has several rows wherever there are any
 
