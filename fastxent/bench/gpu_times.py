@@ -61,9 +61,9 @@ def _in_turn(problem, calls):
     """
     machine = problem.machine
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for body, _ in calls.values():
+    for body, stream in calls.values():
         body()
-    machine.wait(problem.stream)
+        machine.wait(stream)  # the next may want more of the same memory
     problem.restore()
     warm = time.perf_counter() + _WARM_SECONDS
     while time.perf_counter() < warm:

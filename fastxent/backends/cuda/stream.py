@@ -24,7 +24,6 @@ class Slot:
         held = self._pieces.get(name)
         if held is None or not self.machine.fits(held[0].nbytes, size):
             if held is not None:
-                self.machine.wait(self.stream)  # it may be in use
                 self.machine.release(*self._pieces.pop(name))
             held = self._pieces[name] = self.machine.allocate(size)
         array, address = held
