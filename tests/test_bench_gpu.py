@@ -149,9 +149,9 @@ class TestSuite:
     @pytest.mark.parametrize(
         ("wrong", "seen"),
         [
-            (("cross_entropy", "none", 0), {"loss alone", "losses of all rows"}),
-            (("cross_entropy", "mean", 0), {"mean"}),
-            (("cross_entropy_with_grad", "mean", 0), {"mean with its gradient"}),
+            (("cross_entropy", "none", "loss"), {"loss alone", "losses of all rows"}),
+            (("cross_entropy", "mean", "loss"), {"mean"}),
+            (("cross_entropy_with_grad", "mean", "loss"), {"mean with its gradient"}),
             (("cross_entropy_with_grad", "mean", "apart"), {"gradient of the mean", "bits in place"}),
             (("cross_entropy_with_grad", "mean", "in place"), {"bits in place"}),
             (("score", "none", "nll"), {"nll of scores"}),
@@ -174,7 +174,7 @@ class TestSuite:
                 off(getattr(given[5], what), given[2].rows, np.dtype(float))
             elif options.get("reduction", "mean") == reduction:
                 place = "in place" if options.get("out") is given[0] else "apart"
-                if what == 0:
+                if what == "loss":
                     array = found if name == "cross_entropy" else found[0]
                     off(array.address, array.shape, array.dtype)
                 elif what == place:

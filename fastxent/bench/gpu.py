@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import fastxent
 from fastxent.backends.cuda.run import runner
-from fastxent.bench import gpu_bars, gpu_checks, gpu_peers, gpu_times
+from fastxent.bench import gpu_bars, gpu_checks, gpu_figures, gpu_peers, gpu_times
 from fastxent.bench.cases import GPU_SHAPES
 from fastxent.bench.gpu_record import LEFT_OUT, Check, Device, Time, failed
 
@@ -89,12 +89,8 @@ def _versions():
 
 
 def _checked(check, before):
-    machine = runner().machine
-    machine.checked = True
-    try:
+    with gpu_figures.checked(runner().machine):
         return [check()]
-    finally:
-        machine.checked = False
 
 
 def _timed(shape, dtype, label, until, **named):

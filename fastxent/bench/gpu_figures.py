@@ -3,6 +3,7 @@
 Of a few rows of small shapes there would be no groups of rows to sum, no second round of blocks, no logit beyond 2^31.
 """
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,22 @@ def figures(problem, scorings=()):
     """Of a check of a `fastxent.bench.gpu_problem.Problem` and its `Scoring`s: a name, what was got, what is wanted,
     what is promised, and of what. The logits are gone afterwards.
     """
-    before = problem.machine.checked
-    problem.machine.checked = True  # what kernels are to fill holds nonsense
-    try:
+    with checked(problem.machine):
         rows = _Rows(problem)
         for scoring in scorings:
             yield from rows.of_scores(scoring)
         losses = yield from rows.one_by_one()
         yield from rows.of_the_mean(losses)
+
+
+@contextlib.contextmanager
+def checked(machine):
+    """Within it what kernels are to fill holds nonsense before."""
+    before, machine.checked = machine.checked, True
+    try:
+        yield
     finally:
-        problem.machine.checked = before
+        machine.checked = before
 
 
 class _Rows:

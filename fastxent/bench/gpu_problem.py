@@ -129,7 +129,7 @@ class Scoring:
         self._places: dict[str, tuple[int, ...]] = dict.fromkeys(_COLUMNS, (count,))
         if top_k:
             self._places |= dict.fromkeys(_OF_TOP, (count, top_k))
-        at = {name: slot.reserve(f"{name} of {top_k}", shape, np.int64) for name, shape in self._places.items()}
+        at = {name: slot.reserve(self._piece(name), shape, np.int64) for name, shape in self._places.items()}
         top, log_probs = (at.pop(name, 0) for name in _OF_TOP)
         self._found = Found._make((*at.values(), top, top_k))
         self._known = slot.reserve("known", (count, KNOWN), np.uint8)
@@ -142,17 +142,20 @@ class Scoring:
         if self._top_k:
             launches.log_probs(self.slot, *about, self._scaling, self._known, self._picked)
 
+    def _piece(self, name):
+        return f"{name} of {self._top_k}"
+
     def forget(self):
         """Let there be no scores: zeros are none."""
         for name, shape in self._places.items():
-            self.slot.zeros(f"{name} of {self._top_k}", math.prod(shape))
+            self.slot.zeros(self._piece(name), math.prod(shape))
 
     def found(self, some):
         """`fastxent.state.RowScores` of some rows, of what was asked for last."""
         result = RowScores.allocate(len(some), self._top_k, 0)
         for name, shape in self._places.items():
             dtype = np.int64 if name == "top_ids" else np.float64  # a kernel's ranks are float64
-            filled = self.slot.download(f"{name} of {self._top_k}", shape, dtype)
+            filled = self.slot.download(self._piece(name), shape, dtype)
             self.slot.machine.wait(self.slot.stream)
             getattr(result, name)[...] = filled[some]
         return result
